@@ -1,0 +1,36 @@
+# Two commands on a fresh machine (Debian 12: apt install python3 python3-venv make):
+#   make demo    the main job on the built-in phantom: teacher, distillation, INT8 export, bench, picture, closing table
+#   make test    all tests
+# Everything is installed into .venv, pinned by constraints.txt. TORCH_INDEX=URL takes torch from there first.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test soak lint install clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv "$(VENV)"
+	$(PIP) install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt -e ".[dev]"
+	touch "$(INSTALLED)"
+
+demo: $(INSTALLED)
+	$(PY) benchmarks/demo.py --out demo
+
+test: $(INSTALLED)
+	$(PY) -m pytest -q -m "not soak"
+
+soak: $(INSTALLED)
+	$(PY) -m pytest -q -m soak
+
+lint: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+clean:
+	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,94 @@
+"""What every benchmark script shares: provenance of a result, targets with verdicts, Markdown tables."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeseg.errors import EdgesegError
+from edgeseg.measure.statistics import Interval
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number to reach. `met` is None when it was not measured."""
+
+    name: str
+    value: float | None
+    sign: Literal[">=", "<="]
+    limit: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+    @property
+    def met(self) -> bool | None:
+        if self.value is None or self.value != self.value:
+            return None
+        return self.value >= self.limit if self.sign == ">=" else self.value <= self.limit
+
+    def document(self) -> dict[str, Any]:
+        return {**self.__dict__, "met": self.met}
+
+    def line(self) -> tuple[str, ...]:
+        verdict = {True: "reached", False: "MISSED", None: "not measured"}[self.met]
+        interval = "" if self.low is None else f"[{self.low:.4g}, {self.high:.4g}]"
+        value = "-" if self.met is None else f"{self.value:.4g}"
+        return self.name, value, interval, f"{self.sign} {self.limit:g}", verdict
+
+
+def target(name: str, interval: Interval, sign: Literal[">=", "<="], limit: float) -> Target:
+    return Target(name, interval.value, sign, limit, interval.low, interval.high, interval.n)
+
+
+def run_step(*arguments: str | Path) -> str:
+    """Run a step of teacher_step.py in its own process and return what it printed.
+
+    Raises:
+        EdgesegError: the step failed; its last line.
+    """
+    done = subprocess.run([sys.executable, str(HERE / "teacher_step.py"), *map(str, arguments)],
+                          capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+        raise EdgesegError(f"{arguments[0]} failed: {words[-1]}")
+    return done.stdout
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, whether the tree was changed, and the command without the folders of this machine."""
+    command = [Path(sys.argv[0]).name, *(without_folders(a) for a in sys.argv[1:])]
+    return {"commit": git("rev-parse", "HEAD"), "changed_files": bool(git("status", "--porcelain")),
+            "command": " ".join(command)}
+
+
+def without_folders(argument: str) -> str:
+    """`acdc:/data/acdc` -> `acdc:acdc`; options and plain words stay as they are."""
+    prefix, colon, rest = argument.rpartition(":")
+    return prefix + colon + (rest.rstrip("/").rsplit("/", 1)[-1] if os.sep in rest else rest)
+
+
+def git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def cell(interval: Interval, digits: int = 4) -> str:
+    """`0.9123 [0.9012, 0.9234]`; a dash where nothing is defined."""
+    if interval.value != interval.value:
+        return "-"
+    text = f"{interval.value:.{digits}f}"
+    return text if interval.low != interval.low else f"{text} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"

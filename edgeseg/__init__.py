@@ -1,0 +1,21 @@
+"""edgeseg: distil a medical segmentation teacher into an INT8 student and run it on a plain CPU, without torch."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeseg.manifest import open_bundle
+    from edgeseg.runtime.segmenter import Segmenter
+
+__version__ = "0.1.0"
+__all__ = ["Segmenter", "__version__", "open_bundle"]
+
+_HOME = {"Segmenter": "edgeseg.runtime.segmenter", "open_bundle": "edgeseg.manifest"}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported on first use, so that `import edgeseg` stays instant."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'edgeseg' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

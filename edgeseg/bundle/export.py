@@ -1,0 +1,150 @@
+"""Export: a run becomes a bundle, whole or not at all."""
+
+import errno
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeseg.bundle.build import build_apart
+from edgeseg.bundle.calibrate import calibration_frames, draw_frames
+from edgeseg.bundle.card import licence_text, model_card
+from edgeseg.bundle.onnx import fold_batch_norm, torch_logits, write_core
+from edgeseg.bundle.staging import beside, check_target
+from edgeseg.distill.run import Run
+from edgeseg.errors import EdgesegError
+from edgeseg.manifest import (
+    MANIFEST,
+    SUFFIX,
+    Calibration,
+    Data,
+    FileCheck,
+    Labels,
+    Manifest,
+    Measured,
+    grid_of,
+    open_bundle,
+    write_sums,
+)
+from edgeseg.measure.document import plain
+
+CHECK_FRAMES = 24
+"""Real frames on which every exported file is compared with torch."""
+PACKAGES = ("edgeseg", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "numpy",
+            "opencv-python-headless")
+
+
+def export_bundle(run: Run, out: Path | None = None, int8: bool = True, calibration_frames: int = 100, seed: int = 0,
+                  force: bool = False, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Make the bundle of a finished run and return its folder.
+
+    Args:
+        out: default: RUN.edgeseg beside the run.
+        calibration_frames: of training patients, for INT8. seed: which of their frames.
+        force: replace a bundle that is already there, once the new one is complete.
+        say: told of each step.
+
+    Raises:
+        EdgesegError: `out` exists, data that is gone or has other splits, a missing package, a full disk.
+        GateFailed: an exported file does not compute what the student computes. In every case nothing is written.
+    """
+    for module in ("nncf", "onnx", "onnxscript"):  # found, not imported: NNCF is for the other process
+        if find_spec(module) is None:
+            raise EdgesegError(f"export needs {module}: pip install 'edgeseg[train]'")
+    out = Path(out) if out else run.folder.with_name(run.name + SUFFIX)
+    check_target(out, force)
+    try:
+        with beside(out, force) as folder:
+            fill(folder, run, out.name.removesuffix(SUFFIX), int8, calibration_frames, seed, say)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise EdgesegError(f"{out}: no space left on the device while exporting: free some and export again (nothing "
+                           "was written)") from None
+    return out
+
+
+def fill(folder: Path, run: Run, name: str, int8: bool, count: int, seed: int, say: Callable[[str], None]) -> None:
+    """Write every file of the bundle into `folder`."""
+    data = run.dataset()
+    model = run.student()
+    with tempfile.TemporaryDirectory(prefix="edgeseg-export-") as kept:
+        scratch = Path(kept)  # patient frames go here, never below the bundle
+        say(f"reading frames of {data.name}")
+        calibration = None
+        if int8:
+            frames, calibration = calibration_frames(run, data, count, seed)
+            np.save(scratch / "calibration.npy", frames)
+        source = next((s for s in ("dev", "train") if len(data.select(s))), None)
+        if source is None:
+            raise EdgesegError(f"{data.spec}: no training or dev case to check the exported files on: restore the data")
+        inputs = np.stack([f.window for f in draw_frames(data.select(source), run.preprocessing, CHECK_FRAMES, seed)])
+        np.save(scratch / "inputs.npy", inputs)
+        np.save(scratch / "logits.npy", torch_logits(model, inputs))
+        say("writing ONNX")
+        write_core(fold_batch_norm(model), (1, *inputs.shape[1:]), folder / "model.fp32.onnx")
+        job = {"int8": int8, "preprocessing": grid_of(run.preprocessing).model_dump()}
+        (scratch / "job.json").write_text(json.dumps(job))
+        say(f"converting{f', quantising on {len(frames)} frames' if int8 else ''} and checking on {len(inputs)} frames")
+        checks = build_apart(scratch, folder)
+    manifest = describe(run, name, calibration, Measured(
+        frames=len(inputs), frames_from=f"{data.name} {source}", checks=tuple(checks),
+        training=plain({k: run.metrics[k] for k in ("dev", "seconds") if k in run.metrics})))
+    manifest.write(folder / MANIFEST)
+    (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
+    (folder / "LICENSE").write_text(licence_text(manifest), encoding="utf-8")
+    write_sums(folder)
+    open_bundle(folder)  # what was written is what a user will read
+
+
+def describe(run: Run, name: str, calibration: Calibration | None, measured: Measured) -> Manifest:
+    """The manifest of a run; of its recipe everything but where things were on the building machine."""
+    recipe = {k: v for k, v in run.recipe.items() if k not in ("data", "split_file")}
+    recipe["teacher"] = str(recipe.get("teacher", "none")).split(":", 1)[0]
+    return Manifest(
+        name=name,
+        task=f"segmentation of {', '.join(run.scheme.foreground)}",
+        intended_use="research",
+        labels=Labels(names=run.scheme.names, values=run.scheme.values),
+        channels=run.channels,
+        preprocessing=grid_of(run.preprocessing),
+        student=plain(run.spec),
+        teacher=without_paths(plain(run.teacher)),
+        data=Data(name=run.data["name"], licence=run.data["licence"],
+                  patients={split: len(patients) for split, patients in run.data["splits"].items()}),
+        distillation=without_paths(plain(recipe)),
+        licences={"weights": run.data["licence"], "software": "Apache-2.0"},
+        calibration=calibration,
+        versions={p: v for p in PACKAGES if (v := installed(p))},
+        measured=measured,
+    )
+
+
+def without_paths(value: Any) -> Any:
+    """Every path in strings, lists and dicts cut to its last name: a bundle says nothing of the building machine."""
+    if isinstance(value, dict):
+        return {k: without_paths(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_paths(v) for v in value]
+    if isinstance(value, str) and (found := re.match(r"(\w{2,}:)?(~\w*|\.{1,2}|[A-Za-z]:)?[/\\](?!/)", value)):
+        return (found[1] or "") + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return value
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def file_rows(checks: tuple[FileCheck, ...]) -> list[tuple[str, str, str, str]]:
+    """What people want to see of each file: name, size, largest logit difference, agreement."""
+    return [(c.file, f"{c.bytes / 1e6:.2f} MB", f"{c.max_logit_difference:.2g} of {c.logit_range:.0f}",
+             f"{100 * c.label_agreement:.2f} %") for c in checks]

@@ -1,0 +1,64 @@
+"""edgeseg distill: teacher + data -> run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Opt = typer.Option
+
+
+def distill(
+    teacher: Annotated[str | None, Opt(help="nnunet:MODEL_FOLDER, phantom, or none (labels only)")] = None,
+    data: Annotated[list[str] | None, Opt(help="acdc:DIR, mnms:DIR, nnunet:DIR, phantom:cine; repeat to merge")] = None,
+    student: Annotated[str | None, Opt(help="student family: mobilenetv2")] = None,
+    out: Annotated[Path | None, Opt(help="run folder (default: runs/NAME)")] = None,
+    recipe: Annotated[Path | None, Opt(help="TOML file; options given here go before it")] = None,
+    split_file: Annotated[str | None, Opt(help="JSON with train/dev/val patients")] = None,
+    kd_weight: Annotated[float | None, Opt("--kd-weight", "-W", help="weight of the distillation loss, 0..1")] = None,
+    temperature: Annotated[float | None, Opt("--temperature", "-T", help="distillation temperature")] = None,
+    expansion: Annotated[int | None, Opt(help="expansion ratio of the student: 1, 2, 4, 6, 8")] = None,
+    width_mult: Annotated[float | None, Opt(help="width multiplier of the student")] = None,
+    stem_stride: Annotated[int | None, Opt(help="1 or 2 (faster)")] = None,
+    epochs: Annotated[int | None, Opt(help="passes over the training slices")] = None,
+    batch_size: Annotated[int | None, Opt(help="images a step")] = None,
+    learning_rate: Annotated[float | None, Opt(help="peak learning rate")] = None,
+    precision: Annotated[str | None, Opt(help="auto, 32-true, bf16-mixed, 16-mixed")] = None,
+    targets: Annotated[str | None, Opt(help="auto, network, or stored (soft predictions of the full pipeline)")] = None,
+    tta: Annotated[str | None, Opt(help="of stored targets: none, mirror, mirror+rotate")] = None,
+    seed: Annotated[int | None, Opt(help="one seed gives one result on one machine")] = None,
+    resume: Annotated[Path | None, Opt(help="go on with this interrupted run")] = None,
+    trust_checkpoint: Annotated[bool, Opt(help="unpickle a teacher checkpoint that needs it: it can run code")] = False,
+    accelerator: Annotated[str, Opt(help="auto, cpu, gpu")] = "auto",
+    devices: Annotated[int, Opt(help="GPUs, or processes on a CPU")] = 1,
+    nodes: Annotated[int, Opt(help="machines (torch.distributed)")] = 1,
+    threads: Annotated[int | None, Opt(help="torch threads a process")] = None,
+) -> None:
+    """Distil a teacher into a small student. Without options: on the built-in cine phantom."""
+    from edgeseg.distill.recipe import PHANTOM, Recipe
+    from edgeseg.distill.train import Machine
+    from edgeseg.distill.train import distill as run_distill
+
+    base = Recipe.load(recipe) if recipe else Recipe() if data or teacher else PHANTOM
+    wanted = base.changed({
+        "teacher": teacher, "data": tuple(data) if data else None, "student": student, "split_file": split_file,
+        "kd_weight": kd_weight, "temperature": temperature, "expansion": expansion, "width_mult": width_mult,
+        "stem_stride": stem_stride, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
+        "precision": precision, "targets": targets, "tta": tta, "seed": seed,
+    })
+    folder = resume or out or default_out(wanted.data[0])
+    machine = Machine(accelerator, devices, nodes, threads)
+    run = run_distill(wanted, folder, resume is not None, machine, trust_checkpoint)
+    best = run.metrics.get("dev")
+    if best:
+        typer.echo(f"run      {run.folder}: dev Dice {best['dice']:.4f} at epoch {best['epoch'] + 1}")
+        typer.echo(f"next     edgeseg export {run.folder} --int8")
+
+
+def default_out(data: str) -> Path:
+    """runs/NAME, or runs/NAME-2, ... when that is taken: nothing is overwritten."""
+    name = "".join(c if c.isalnum() else "-" for c in data.split(":", 1)[-1].split("?")[0].strip("/").split("/")[-1])
+    folder, number = Path("runs") / (name or "run"), 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    return folder

@@ -1,0 +1,48 @@
+"""edgeseg predict: bundle + images -> masks."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from edgeseg.runtime.predict import Predicted
+
+Opt = typer.Option
+
+
+def predict(
+    images: Annotated[list[Path], Opt("--images", "-i", help="NIfTI files or folders; repeat for several")],
+    masks: Annotated[Path, Opt("--masks", "-o", help="folder for the masks (or one file for one image)")],
+    bundle: Annotated[Path | None, typer.Argument(help="bundle folder (default: the latest in runs/)")] = None,
+    backend: Annotated[str, Opt(help="openvino or onnxruntime")] = "openvino",
+    precision: Annotated[str, Opt(help="auto, int8 or fp32")] = "auto",
+    threads: Annotated[int | None, Opt(help="default: physical cores, at most the container's quota")] = None,
+    overlay: Annotated[bool, Opt("--overlay", help="also write CASE.png, the labels drawn over the slices")] = False,
+    as_json: Annotated[bool, Opt("--json", help="print the results as one JSON line at the end")] = False,
+) -> None:
+    """Segment NIfTI images as nnUNetv2_predict does: masks of the same geometry and name, 4D cine included."""
+    from edgeseg.errors import EdgesegError
+    from edgeseg.manifest import latest_bundle
+    from edgeseg.measure.document import one_line
+    from edgeseg.runtime.predict import predict as run_predict
+    from edgeseg.runtime.segmenter import Segmenter
+
+    segmenter = Segmenter(bundle or latest_bundle(), backend, precision, threads)
+    typer.echo(f"predict  {segmenter.bundle.path.name}: {segmenter.backend} {segmenter.precision}, "
+               f"{segmenter.threads} thread(s)", err=as_json)
+    done = 0
+
+    def progress(result: "Predicted", total: int) -> None:
+        nonlocal done
+        done += 1
+        said = f"{result.frames} frames in {result.seconds:.2f} s" if not result.error else f"failed: {result.error}"
+        typer.echo(f"         {done}/{total} {result.case}: {said}", err=as_json or bool(result.error))
+
+    results = run_predict(segmenter, images, masks, overlay, progress)
+    failed = [r for r in results if r.error]
+    if as_json:
+        typer.echo(one_line({"backend": segmenter.backend, "precision": segmenter.precision, "cases": results}))
+    if failed:
+        raise EdgesegError(f"{len(failed)} of {len(results)} cases failed, the first: {failed[0].error}")
+    typer.echo(f"masks    {masks}", err=as_json)

@@ -1,0 +1,107 @@
+"""Cases brought to the student's canvas once, on disk, memory-mapped by training.
+
+The folder lies inside the run and is removed when the run is finished: it holds images.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeseg import geometry
+from edgeseg.case import Case
+from edgeseg.errors import EdgesegError
+from edgeseg.labels import IGNORE, LabelScheme
+from edgeseg.preprocess import Preprocessing
+from edgeseg.readers import Dataset
+
+SoftTargets = Callable[[Case], np.ndarray]
+"""Case -> class probabilities float32 [N, K, H, W] in the native grid."""
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """Where one prepared case lies: `<stem>.image.npy` float32 [N, C, h, w], `.labels.npy` uint8 [N, h, w] (class
+    indices, IGNORE where unknown), `.soft.npy` uint8 [N, K, h, w] = round(255 p) when there are stored targets."""
+
+    id: str
+    patient: str
+    stem: str
+    slices: int
+    soft: bool
+
+
+@dataclass(frozen=True)
+class Cache:
+    folder: Path
+    cases: tuple[CachedCase, ...]
+    outside: float
+    """Share of the labelled foreground that a centred window of the fixed grid leaves out (0..1)."""
+
+    def array(self, case: CachedCase, kind: str) -> np.ndarray:
+        """Memory-mapped "image", "labels" or "soft" array of a case."""
+        return np.load(self.folder / f"{case.stem}.{kind}.npy", mmap_mode="r")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How cases become training arrays.
+
+    Attributes:
+        scheme: the task's classes; labels are mapped into it by name.
+        need_labels: refuse a case without labels. soft_targets: the teacher, when its predictions are stored.
+    """
+
+    dataset: Dataset
+    scheme: LabelScheme
+    preprocessing: Preprocessing
+    need_labels: bool = True
+    soft_targets: SoftTargets | None = None
+
+    def run(self, folder: Path, say: Callable[[str], None] = print) -> Cache:
+        """Prepare every case, one at a time, into `folder`; cases that are already there are kept.
+
+        Raises:
+            EdgesegError: no cases, a case without labels although they are needed, or labels outside the scheme.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        cases, shares = [], []
+        for number, ref in enumerate(self.dataset.refs):
+            stem = f"{number:05d}"
+            record = folder / f"{stem}.json"
+            if not record.exists():
+                record.write_text(json.dumps(self.one(ref.load(), folder / stem)))
+                if self.soft_targets is not None:
+                    say(f"  stored targets {number + 1}/{len(self.dataset)}: {ref.id}")
+            values = json.loads(record.read_text())
+            shares.append(values.pop("outside"))
+            cases.append(CachedCase(**values))
+        if not cases:
+            raise EdgesegError(f"{self.dataset.spec}: no cases to train on")
+        labelled = [s for s in shares if s is not None]
+        return Cache(folder, tuple(cases), sum(labelled) / max(1, len(labelled)))
+
+    def one(self, case: Case, base: Path) -> dict:
+        """Write the arrays of one case beside `base` and return its record."""
+        where, wanted = case.source or case.id, len(self.preprocessing.channels)
+        if case.frames.shape[1] != wanted:
+            raise EdgesegError(f"{where}: {case.frames.shape[1]} channels, the task has {wanted}")
+        canvas = self.preprocessing.to_canvas(case.frames, case.spacing)
+        shape = canvas.shape[-2:]
+        classes, share = np.full(canvas.shape[:1] + shape, IGNORE, np.uint8), None
+        if case.labels is not None and case.scheme is not None:
+            native = self.scheme.encode(case.labels, case.scheme, self.dataset.ignore)
+            known = np.where(native == IGNORE, 0, native)
+            share = geometry.outside_share(known, case.spacing, self.preprocessing.extent_mm)
+            classes = geometry.resize_labels(native, shape)
+        elif self.need_labels:
+            raise EdgesegError(f"{where}: no labels; label it, leave it out, or distil with kd_weight = 1")
+        np.save(f"{base}.image.npy", canvas)
+        np.save(f"{base}.labels.npy", classes)
+        if self.soft_targets is not None:
+            soft = geometry.resize_linear(self.soft_targets(case), shape)
+            np.save(f"{base}.soft.npy", np.round(soft * 255).astype(np.uint8))
+        found = CachedCase(case.id, case.patient, base.name, len(canvas), self.soft_targets is not None)
+        return {**asdict(found), "outside": share}

@@ -1,0 +1,101 @@
+"""The Lightning trainer of a distillation and what it shows: a bar on a terminal, a line an epoch otherwise."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgeseg.distill.recipe import Recipe
+from edgeseg.torchvision_ops import import_torchvision
+
+import_torchvision()
+import lightning as L  # noqa: E402
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar  # noqa: E402
+
+if TYPE_CHECKING:
+    from edgeseg.distill.train import Machine, Say
+
+
+class EpochReport(Callback):
+    """After each epoch: one row in metrics.csv and one line with loss, dev Dice, rate and time left."""
+
+    def __init__(self, out: Path, say: "Say") -> None:
+        self.out, self.say = out, say
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
+        module.epoch_loss, module.epoch_steps, module.started = 0.0, 0, time.monotonic()
+        module.last_dice = {}
+        epochs = module.recipe.epochs
+        due = (epochs - 1 - trainer.current_epoch) % module.recipe.validate_every == 0
+        trainer.check_val_every_n_epoch = 1 if due else epochs + 1  # counted back from the last epoch
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Runs after validation, before the checkpoint is written."""
+        from edgeseg.distill.train import write_metrics
+
+        seconds = time.monotonic() - module.started
+        epoch, epochs = trainer.current_epoch + 1, module.recipe.epochs
+        images = module.epoch_steps * module.recipe.batch_size
+        row = {"epoch": epoch, "loss": module.epoch_loss / max(1, module.epoch_steps), "seconds": round(seconds, 2)}
+        row |= {f"dev_dice_{k}": v for k, v in module.last_dice.items()}
+        module.history.append(row)
+        if not trainer.is_global_zero:
+            return
+        write_metrics(self.out / "metrics.csv", module.history)
+        dice = f"  dev Dice {module.last_dice['mean']:.4f} (best {module.best['dice']:.4f})" if module.last_dice else ""
+        left = (epochs - epoch) * sum(r["seconds"] for r in module.history) / len(module.history)
+        self.say(f"epoch {epoch:3d}/{epochs}  loss {row['loss']:.4f}{dice}  {images / seconds:.0f} images/s  "
+                 f"{left / 60:.1f} min left")
+
+
+def make_trainer(recipe: Recipe, out: Path, machine: "Machine", say: "Say") -> L.Trainer:
+    """A Lightning trainer for this recipe that writes `out`/last.ckpt after each epoch and nothing else."""
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*LeafSpec.*", ".*Trying to infer.*"):
+        warnings.filterwarnings("ignore", text)
+    # what a killed run had written of the checkpoint is replaced as a whole: Lightning writes it beside and renames
+    keep = ModelCheckpoint(out, "last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True)
+    bar = [RichProgressBar(leave=False)] if sys.stdout.isatty() else []
+    processes = machine.devices * machine.nodes
+    return L.Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.nodes,
+        strategy="ddp" if processes > 1 else "auto",
+        precision=resolve_precision(recipe.precision, machine.accelerator),  # type: ignore[arg-type]
+        max_epochs=recipe.epochs,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        callbacks=[*bar, EpochReport(out, say), keep],
+        enable_progress_bar=bool(bar),
+        enable_model_summary=False,
+        default_root_dir=out,
+        deterministic="warn",
+    )
+
+
+def resolve_precision(wanted: str, accelerator: str) -> str:
+    """ "auto" -> bf16 mixed precision where the device computes it natively (twice as fast here), else 32 bit."""
+    if wanted != "auto":
+        return wanted
+    from edgeseg.teachers.nnunet import native_bf16
+
+    device = training_device(accelerator)
+    if native_bf16(device):
+        return "bf16-mixed"
+    return "16-mixed" if device.type == "cuda" else "32-true"
+
+
+def training_device(accelerator: str) -> torch.device:
+    """The device that a process of this accelerator choice trains on."""
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+
+

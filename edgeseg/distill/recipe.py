@@ -1,0 +1,101 @@
+"""Recipe: one TOML file = one distillation. A run keeps the resolved copy."""
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeseg.errors import EdgesegError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a distillation gives.
+
+    Attributes:
+        data: data specs, `acdc:PATH`; several are merged by label name.
+        split_file: JSON with train/dev/val patients; empty: the one beside the data, else a seeded split.
+        teacher: `nnunet:FOLDER`; `phantom`: train one on the phantom first; `none`: labels only (kd_weight 0).
+        folds: folds of the teacher; empty: all that the folder has.
+        configuration: nnU-Net configuration when the folder holds several; empty: the one it has.
+        targets: `network`: the teacher's network on each augmented patch; `stored`: soft predictions of its full
+            pipeline, made once per case (always so for a 3D teacher); `auto`.
+        tta: test-time augmentation of stored targets. The student never has any.
+        own_layers: P(i) is the teacher's deep supervision output i; False: its full output brought to scale i.
+        kd_weight: W of the loss. temperature: T. t_squared: multiply the KL by T^2.
+        expansion, width_mult, stem_stride: the MobileNetV2 student.
+        size, spacing: the student's grid in pixels and mm; empty: the teacher's.
+        epochs, batch_size, learning_rate, weight_decay: schedule; one epoch shows every training slice once.
+        validate_every: epochs between validations on dev (the last epoch is always validated).
+        precision: Lightning's precision, or `auto`: bf16 where the device has it natively, else 32-bit.
+    """
+
+    data: tuple[str, ...] = ("phantom:cine?n=40&seed=0",)
+    split_file: str = ""
+    teacher: str = "phantom"
+    folds: tuple[int, ...] = ()
+    configuration: str = ""
+    targets: Literal["auto", "network", "stored"] = "auto"
+    tta: Literal["none", "mirror", "mirror+rotate"] = "mirror"
+    own_layers: bool = True
+    kd_weight: float = 0.5
+    temperature: float = 1.0
+    t_squared: bool = False
+    student: Literal["mobilenetv2"] = "mobilenetv2"
+    expansion: int = 4
+    width_mult: float = 1.0
+    stem_stride: int = 2
+    size: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    epochs: int = 40
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    validate_every: int = 4
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("data", "folds", "size", "spacing"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.data:
+            raise EdgesegError("a recipe needs at least one data set: data = ['acdc:PATH']")
+        if not 0 <= self.kd_weight <= 1:
+            raise EdgesegError(f"kd_weight (W) lies in 0..1, not {self.kd_weight}")
+        if self.temperature <= 0:
+            raise EdgesegError(f"temperature (T) must be positive, not {self.temperature}")
+        if self.epochs < 1 or self.batch_size < 1 or self.validate_every < 1:
+            raise EdgesegError("epochs, batch_size and validate_every must be at least 1")
+        if self.teacher == "none" and self.kd_weight > 0:
+            raise EdgesegError("teacher = 'none' leaves nothing to distil: set kd_weight = 0 or name a teacher")
+
+    @classmethod
+    def load(cls, path: Path) -> "Recipe":
+        """Read a TOML file.
+
+        Raises:
+            EdgesegError: not TOML, an unknown key (the known ones are listed), or a bad value.
+        """
+        try:
+            values = tomllib.loads(path.read_text())
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise EdgesegError(f"{path}: not a readable recipe ({error})") from None
+        return cls().changed(values, str(path))
+
+    def changed(self, values: dict[str, Any], where: str = "recipe") -> "Recipe":
+        """A copy with `values`; None entries are left as they are."""
+        known = {f.name for f in fields(self)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise EdgesegError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        return replace(self, **{k: v for k, v in values.items() if v is not None})
+
+    def to_toml(self) -> str:
+        """TOML text that `load` reads back to an equal recipe (JSON strings, numbers and lists are valid TOML)."""
+        rows = asdict(self)
+        return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in rows.items())
+
+
+PHANTOM = Recipe(data=("phantom:cine?n=40&seed=0",), epochs=6, width_mult=0.5)
+"""What `edgeseg distill` does without options: minutes on two cores, synthetic data, a teacher trained at once."""

@@ -1,0 +1,261 @@
+"""Bench: latency of a bundle on this CPU, every runtime and precision in one interleaved run, with its verdict.
+
+Method: each row in its own process without torch, on real frames of the bundle (never zeros); single stream (the next
+frame when the last is done); turns of at least half a second in an order drawn anew each round, the first five calls of
+each not counted (turns.py). A speed-up is the geometric mean over rounds of the ratio of block medians, with a
+bootstrap interval over the rounds: a machine that drifts favours nobody.
+"""
+
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgeseg.errors import EdgesegError
+from edgeseg.measure import environment, latency, statistics, turns
+from edgeseg.measure.latency import Latency
+from edgeseg.measure.statistics import Interval
+from edgeseg.measure.turns import BLOCK_SECONDS, DISCARD, Job, Turns, Worker, WorkerError
+from edgeseg.runtime import threads as limits
+from edgeseg.runtime.backends import PRECISIONS, SUFFIX
+
+SCHEMA = "edgeseg.bench/1"
+RUNTIMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """A row that is asked for. `faster_than` names the rows to which its network is compared."""
+
+    name: str
+    role: Literal["student", "teacher", "harness"]
+    job: Job
+    faster_than: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured row.
+
+    Attributes:
+        shape: the network's input [1, C, H, W].
+        network: latency of the network alone. end_to_end: raw native frame to label map (None where the row has no
+            such path, as a bare network file).
+        speed_up: other row -> how many times faster this network is.
+        target_met: end-to-end (else network) images per second reach the target; None when not measured.
+        torch: whether torch was in the process (never). settings: what the runtime says it runs with.
+        load_ms: opening model and runtime. first_ms: the first call after it.
+        failed: why the row ended in the middle, else None.
+    """
+
+    name: str
+    role: str
+    backend: str
+    precision: str
+    file: str
+    threads: int
+    shape: tuple[int, ...]
+    network: Latency
+    end_to_end: Latency | None
+    speed_up: dict[str, Interval]
+    target_met: bool | None
+    load_ms: float
+    first_ms: float
+    peak_rss_mb: float | None
+    torch: bool
+    settings: dict[str, str]
+    blocks: dict[str, list[dict[str, float]]]
+    failed: str | None = None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """End to end where there is such a path, else of the network."""
+        return (self.end_to_end or self.network).images_per_second
+
+
+@dataclass
+class Bench:
+    """The result.
+
+    Attributes:
+        default_row: the row that `Segmenter(bundle)` is, whose end-to-end rate meets the target or does not.
+        latencies: (row, mode) -> counted latencies in ms, for plots.
+    """
+
+    rows: list[Row]
+    target: float
+    seconds: float
+    frames: int
+    default_row: str
+    complete: bool
+    machine: dict[str, Any]
+    load: dict[str, Any]
+    about: dict[str, Any] = field(default_factory=dict)
+    latencies: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+
+    @property
+    def target_met(self) -> bool | None:
+        """Whether the row that a user gets by default reaches the target; None when it was not measured."""
+        return next((r.target_met for r in self.rows if r.name == self.default_row), None)
+
+    def row(self, name: str) -> Row:
+        return next(r for r in self.rows if r.name == name)
+
+    def document(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, "complete": self.complete, "device": "cpu", **self.about,
+                "target_images_per_second": self.target, "default_row": self.default_row, "target_met": self.target_met,
+                "method": {"seconds_per_row_and_mode": self.seconds, "block_seconds": min(self.seconds, BLOCK_SECONDS),
+                           "discarded_calls_per_block": DISCARD, "frames": self.frames,
+                           "percentile_confidence": latency.CONFIDENCE},
+                "load": self.load, "machine": self.machine, "rows": self.rows}
+
+
+def bench_bundle(path: Path, against: Path | None = None, threads: int | None = None, seconds: float = 5.0,
+                 target: float = 10.0, extra: Sequence[RowSpec] = (), seed: int = 0,
+                 on_block: Callable[[turns.Block, int], None] | None = None) -> Bench:
+    """Measure all runtimes and precisions of the bundle at `path`, and the teacher's network `against` it.
+
+    Args:
+        against: a run folder with teacher.onnx, or an ONNX file.
+        threads: of every row; default: what affinity and quota allow.
+        seconds: counted time of each row and mode. target: images per second.
+        extra: further rows (their `frames` are filled in), to which every student row is compared too.
+        on_block: called after each block with it and the number of blocks in all.
+
+    Raises:
+        EdgesegError: a bundle that fails its hashes or has no frames, a network that does not load, bad numbers.
+    """
+    from edgeseg.manifest import open_bundle
+    from edgeseg.runtime.segmenter import default_precision
+
+    if not (0 < seconds < math.inf and 0 < target < math.inf):
+        raise EdgesegError(f"--seconds {seconds:g} and --target {target:g} must be above 0 and finite")
+    threads = allowed_threads(threads)
+    bundle = open_bundle(path)
+    teacher = teacher_network(against) if against else None
+    with tempfile.TemporaryDirectory(prefix="edgeseg-bench-") as scratch:
+        frames, spacings = golden_frames(bundle.file("golden.npz"))
+        canvases = [bundle.preprocessing.to_canvas(f[None], s)[0] for f, s in zip(frames, spacings, strict=True)]
+        stored = str(turns.write_frames(Path(scratch) / "frames.npz", frames, spacings, canvases))
+        others = [RowSpec(s.name, s.role, Job(s.job.kind, s.job.path, stored, s.job.backend, s.job.precision, threads),
+                          s.faster_than) for s in extra]
+        if teacher:
+            others.append(RowSpec("teacher OpenVINO FP32", "teacher", Job("network", str(teacher), stored,
+                                                                          threads=threads)))
+        specs = [*bundle_rows(bundle, stored, threads, tuple(s.name for s in others if s.role == "teacher")), *others]
+        result = measure(specs, seconds, target, seed, on_block)
+    names = [s.name for s in specs]
+    chosen = f"student OpenVINO {default_precision(bundle.manifest, 'openvino').upper()}"
+    result.default_row = chosen if chosen in names else names[0]
+    result.frames = len(frames)
+    result.about = {"bundle": bundle.path.name, "threads": threads, "seed": seed,
+                    "against": teacher.name if teacher else None}
+    return result
+
+
+def allowed_threads(threads: int | None) -> int:
+    """`threads`, or the runtime's default; never more than affinity and quota give."""
+    quota = limits.cpu_quota()
+    most = min(len(limits.allowed_cpus()), math.ceil(quota) if quota is not None else sys.maxsize)
+    if threads is not None and threads > most:
+        raise EdgesegError(f"--threads {threads}: this process may use {most} CPUs (affinity and quota); ask for fewer")
+    return limits.checked_threads(threads)
+
+
+def bundle_rows(bundle: Any, frames: str, threads: int, teachers: tuple[str, ...]) -> list[RowSpec]:
+    """A row for each runtime and precision that the bundle has files for."""
+    rows = []
+    for backend, label in RUNTIMES.items():
+        for precision in PRECISIONS:
+            if f"model.{precision}.{SUFFIX[backend]}" not in bundle.files:
+                continue
+            fp32 = (f"student {label} FP32",) if precision != "fp32" else ()
+            rows.append(RowSpec(f"student {label} {precision.upper()}", "student",
+                                Job("bundle", str(bundle.path), frames, backend, precision, threads),
+                                (*fp32, *teachers)))
+    return rows
+
+
+def teacher_network(against: Path) -> Path:
+    """The ONNX file that `--against` means: RUN/teacher.onnx or the file itself."""
+    if against.is_dir():
+        if not (against / "teacher.onnx").is_file():
+            raise EdgesegError(f"{against}: has no teacher.onnx: --against takes a run that was distilled from a "
+                               "teacher, or an .onnx file")
+        return against / "teacher.onnx"
+    if against.suffix != ".onnx" or not against.is_file():
+        raise EdgesegError(f"{against}: no such network: --against takes a run folder or an .onnx file")
+    return against
+
+
+def golden_frames(path: Path) -> tuple[list[np.ndarray], list[tuple[float, float]]]:
+    """The bundle's own raw frames [C, H, W] in their native grid, with their spacings in mm."""
+    from edgeseg.runtime.golden import load_golden
+
+    found = load_golden(path)
+    return [g.frame for g in found], [g.spacing for g in found]
+
+
+def measure(specs: Sequence[RowSpec], seconds: float, target: float, seed: int = 0,
+            on_block: Callable[[turns.Block, int], None] | None = None) -> Bench:
+    """Start a process a row, let them take turns, and summarise.
+
+    Raises:
+        EdgesegError: a row's network does not load.
+    """
+    length = min(seconds, BLOCK_SECONDS)
+    rounds = math.ceil(seconds / length)
+    before = environment.load_before()
+    with ExitStack() as stack:
+        workers = {}
+        for spec in sorted(specs, key=lambda s: s.role == "student"):  # what a user names is most likely to be wrong
+            try:
+                workers[spec.name] = stack.enter_context(Worker(spec.job))
+            except WorkerError as error:
+                raise EdgesegError(f"{spec.job.path}: {spec.name} does not start: {error}") from None
+        total = rounds * sum(len(w.ready["modes"]) for w in workers.values())
+        start, own = environment.snapshot(), time.process_time()
+        taken = turns.take_turns(workers, rounds, length, DISCARD, seed,
+                                 (lambda b: on_block(b, total)) if on_block else None)
+        own = time.process_time() - own + sum(b.cpu_s for b in taken.blocks)
+        during = environment.foreign_share(start, environment.snapshot(), own)
+        rows = [summarise(spec, workers[spec.name].ready, taken, target) for spec in specs]
+    load = {"others_before": before, "others_during": during, "busy_above": environment.BUSY_SHARE,
+            "busy": environment.is_busy(before, during)}
+    return Bench(rows, target, seconds, 0, "", taken.complete, environment.describe(), load,
+                 latencies={(b.row, b.mode): joined(taken, b.row, b.mode) for b in taken.blocks})
+
+
+def summarise(spec: RowSpec, ready: dict[str, Any], taken: Turns, target: float) -> Row:
+    network = latency.summarise(joined(taken, spec.name, "network"))
+    whole = latency.summarise(joined(taken, spec.name, "end_to_end")) if "end_to_end" in ready["modes"] else None
+    rate = (whole or network).images_per_second
+    own = [b for b in taken.blocks if b.row == spec.name]
+    return Row(
+        spec.name, spec.role, spec.job.backend, spec.job.precision, Path(spec.job.path).name, spec.job.threads,
+        tuple(ready["shape"]), network, whole,
+        {other: speed_up(taken, spec.name, other) for other in spec.faster_than},
+        rate >= target if rate else None, ready["load_ms"], ready["first_ms"],
+        max((b.peak_rss_mb for b in own if b.peak_rss_mb), default=None), ready["torch"], ready["runtime"],
+        {mode: [{"round": b.round, "calls": len(b.ms), "median_ms": float(np.median(b.ms))}
+                for b in taken.of(spec.name, mode)] for mode in ready["modes"]},
+        taken.failed.get(spec.name))
+
+
+def speed_up(taken: Turns, row: str, other: str) -> Interval:
+    """How many times faster the network of `row` is than that of `other`, paired by round."""
+    mine, theirs = ({b.round: float(np.median(b.ms)) for b in taken.of(name, "network")} for name in (row, other))
+    both = sorted(mine.keys() & theirs.keys())
+    return statistics.ratio_interval([theirs[r] for r in both], [mine[r] for r in both])
+
+
+def joined(taken: Turns, row: str, mode: str) -> np.ndarray:
+    found = [b.ms for b in taken.of(row, mode)]
+    return np.concatenate(found) if found else np.empty(0)

@@ -1,0 +1,54 @@
+"""Overlap of two masks: Dice, intersection over union, recall, precision. Plain counts over all pixels given."""
+
+import numpy as np
+
+from edgeseg.labels import IGNORE
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    """2 |a and b| / (|a| + |b|) of two bool arrays of one shape, 0..1; 1.0 when both are empty (they agree)."""
+    common, in_a, in_b = counts(a, b)
+    return 2 * common / (in_a + in_b) if in_a + in_b else 1.0
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """|a and b| / |a or b| of two bool arrays of one shape, 0..1; 1.0 when both are empty."""
+    common, in_a, in_b = counts(a, b)
+    union = in_a + in_b - common
+    return common / union if union else 1.0
+
+
+def recall(pred: np.ndarray, ref: np.ndarray) -> float:
+    """Share of `ref` that `pred` holds (sensitivity), 0..1; 1.0 when `ref` is empty: there was nothing to find."""
+    common, _, in_ref = counts(pred, ref)
+    return common / in_ref if in_ref else 1.0
+
+
+def precision(pred: np.ndarray, ref: np.ndarray) -> float:
+    """Share of `pred` that lies in `ref`, 0..1; 1.0 when `pred` is empty: nothing wrong was claimed."""
+    common, in_pred, _ = counts(pred, ref)
+    return common / in_pred if in_pred else 1.0
+
+
+def dice_per_class(pred: np.ndarray, ref: np.ndarray, num_classes: int, ignore: int = IGNORE) -> np.ndarray:
+    """Dice of classes 1..num_classes-1 of two integer label arrays of one shape: float64 [num_classes - 1].
+
+    Pixels where `ref` is `ignore` are left out. A class in neither array has Dice 1.0, as in `dice`.
+    """
+    if pred.shape != ref.shape:
+        raise ValueError(f"label maps of shapes {pred.shape} and {ref.shape} cannot be compared")
+    kept = ref != ignore
+    p, r = pred[kept], ref[kept]
+    in_pred = np.bincount(p, minlength=num_classes)[1:num_classes]
+    in_ref = np.bincount(r, minlength=num_classes)[1:num_classes]
+    common = np.bincount(p[p == r], minlength=num_classes)[1:num_classes]
+    total = in_pred + in_ref
+    return np.where(total > 0, 2 * common / np.maximum(total, 1), 1.0)
+
+
+def counts(a: np.ndarray, b: np.ndarray) -> tuple[int, int, int]:
+    """(|a and b|, |a|, |b|) of two bool arrays of one shape."""
+    if a.shape != b.shape:
+        raise ValueError(f"masks of shapes {a.shape} and {b.shape} cannot be compared")
+    a, b = a.astype(bool, copy=False), b.astype(bool, copy=False)
+    return int(np.count_nonzero(a & b)), int(np.count_nonzero(a)), int(np.count_nonzero(b))

@@ -1,0 +1,190 @@
+"""Turns: several processes measured in one run, only the one that holds the token awake."""
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgeseg.errors import EdgesegError
+
+BLOCK_SECONDS = 0.5
+"""Least length of a turn: long against the time that a core takes to reach its clock speed, short against drift."""
+DISCARD = 5
+"""Calls at the start of a block that are not counted: they pay for the caches that the previous one filled."""
+LOAD_TIMEOUT = 600.0
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one worker measures. `frames` is the input file that `write_frames` made.
+
+    kind: "bundle" (a Segmenter of `path`), "network" (the ONNX or IR file `path`) or "empty" (the harness itself).
+    """
+
+    kind: Literal["bundle", "network", "empty"]
+    path: str
+    frames: str
+    backend: str = "openvino"
+    precision: str = "fp32"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """One turn: latencies in ms of its counted calls; `start` and `end` on the system's monotonic clock, in s."""
+
+    row: str
+    mode: str
+    round: int
+    start: float
+    end: float
+    ms: np.ndarray
+    cpu_s: float
+    peak_rss_mb: float | None
+
+
+@dataclass
+class Turns:
+    """All blocks of a run in the order in which they ran. `failed`: rows that ended in the middle, and why."""
+
+    blocks: list[Block] = field(default_factory=list)
+    complete: bool = False
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def of(self, row: str, mode: str) -> list[Block]:
+        return [b for b in self.blocks if (b.row, b.mode) == (row, mode)]
+
+
+class WorkerError(Exception):
+    """A worker said why it cannot go on, or ended without a word."""
+
+
+class Worker:
+    """A measuring process. Use as a context manager: it never outlives the `with` block."""
+
+    def __init__(self, job: Job) -> None:
+        environment = dict(os.environ)
+        # -P keeps the current folder off the import path; this package must still be found when it is not installed
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(PACKAGE_ROOT), environment.get("PYTHONPATH")]))
+        self.errors = tempfile.TemporaryFile("w+b")  # noqa: SIM115  closed in `close`
+        self.process = subprocess.Popen([sys.executable, "-P", "-m", "edgeseg.measure.worker"], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=self.errors, env=environment)
+        self.buffer = b""
+        try:
+            self.ready = self.ask({"job": asdict(job)}, LOAD_TIMEOUT)
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, question: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """Send one line and wait for the answer.
+
+        Raises:
+            WorkerError: the worker answers with an error, ends, or says nothing for `timeout` seconds.
+        """
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended: its last line says why
+            self.process.stdin.write(json.dumps(question).encode() + b"\n")
+            self.process.stdin.flush()
+        line = self.read_line(timeout)
+        if not line:
+            raise WorkerError(self.last_words())
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+    def read_line(self, timeout: float) -> bytes:
+        """The next line, or b"" when the worker has ended."""
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self.buffer:
+                if not selector.select(timeout):
+                    raise WorkerError(f"no answer for {timeout:.0f} s")
+                chunk = os.read(self.process.stdout.fileno(), 1 << 20)
+                if not chunk:
+                    return b""
+                self.buffer += chunk
+        line, self.buffer = self.buffer.split(b"\n", 1)
+        return line
+
+    def last_words(self) -> str:
+        code = self.process.wait()
+        self.errors.seek(0)
+        said = self.errors.read().decode(errors="replace").strip().splitlines()
+        return f"the measuring process ended with code {code}" + (f": {said[-1]}" if said else "")
+
+    def close(self) -> None:
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream:
+                with suppress(BrokenPipeError):
+                    stream.close()
+        try:
+            self.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.errors.close()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def take_turns(workers: Mapping[str, Worker], rounds: int, seconds: float = BLOCK_SECONDS, discard: int = DISCARD,
+               seed: int = 0, on_block: Callable[[Block], None] | None = None) -> Turns:
+    """In each round every mode of every worker has one block, in an order drawn anew each round.
+
+    Ctrl-C ends the run with what there is (`complete` is False). A worker that fails leaves; the others go on.
+    """
+    turns, rng = Turns(), np.random.default_rng(seed)
+    entries = [(row, mode) for row, worker in workers.items() for mode in worker.ready["modes"]]
+    try:
+        for number in range(rounds):
+            for row, mode in (entries[i] for i in rng.permutation(len(entries))):
+                if row in turns.failed:
+                    continue
+                try:
+                    answer = workers[row].ask({"mode": mode, "seconds": seconds, "discard": discard}, LOAD_TIMEOUT)
+                except WorkerError as error:
+                    turns.failed[row] = str(error)
+                    continue
+                block = Block(row, mode, number, answer["start"], answer["end"], np.asarray(answer["ms"]),
+                              answer["cpu_s"], answer["peak_rss_mb"])
+                turns.blocks.append(block)
+                if on_block:
+                    on_block(block)
+        turns.complete = not turns.failed
+    except KeyboardInterrupt:
+        pass
+    return turns
+
+
+def write_frames(path: Path, frames: Sequence[np.ndarray], spacings: Sequence[tuple[float, float]],
+                 canvases: Sequence[np.ndarray]) -> Path:
+    """The input of every worker: raw frames [C, H, W] with their spacing in mm, and normalised canvases [C, h, w].
+
+    Raises:
+        EdgesegError: no frame at all.
+    """
+    if not len(frames):
+        raise EdgesegError("no frame to measure with: the bundle's golden.npz is empty; export it again")
+    arrays: dict[str, Any] = {}
+    for i, (frame, spacing, canvas) in enumerate(zip(frames, spacings, canvases, strict=True)):
+        arrays |= {f"raw_{i}": frame, f"spacing_{i}": np.asarray(spacing, float), f"canvas_{i}": canvas}
+    np.savez(path, **arrays)
+    return path

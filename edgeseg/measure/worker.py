@@ -1,0 +1,162 @@
+"""One thing to measure, alone in its process: `python -m edgeseg.measure.worker`.
+
+Talks JSON lines over its pipes. The first line in is the job (`Job` in turns.py); the answer says that the network is
+loaded, or why not. After that each line in is the token for one block of calls; without the token the process is
+blocked in read and costs nothing. The end of the input ends it.
+
+    in   {"job": {...}}
+    out  {"ready": true, "shape": [1, 1, 192, 192], "load_ms": ..., "first_ms": ..., "runtime": {...}, "torch": false}
+    in   {"mode": "network", "seconds": 0.5, "discard": 5}
+    out  {"ms": [...], "start": ..., "end": ..., "cpu_s": ..., "peak_rss_mb": ...}
+    out  {"error": "one line"}                         instead of either answer
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeseg import geometry
+from edgeseg.errors import EdgesegError
+
+MODES = ("network", "end_to_end")
+
+
+class Subject:
+    """What is measured: `calls[mode]` takes the index of an input frame; `shape` is the network's [1, C, H, W]."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        frames, spacings, canvases = load_frames(Path(job["frames"]))
+        self.count = len(frames)
+        self.runtime: dict[str, Any] = {}
+        if job["kind"] == "empty":  # what a call costs when nothing is called
+            self.shape: tuple[int, ...] = (0,)
+            self.calls: dict[str, Callable[[int], Any]] = {"network": lambda i: None}
+            return
+        if job["kind"] == "bundle":
+            from edgeseg.runtime.segmenter import Segmenter
+
+            segmenter = Segmenter(job["path"], job["backend"], job["precision"], job["threads"])
+            net: Callable[[np.ndarray], np.ndarray] = segmenter.net
+            self.shape = (1, len(segmenter.preprocessing.channels), *segmenter.preprocessing.size)
+            self.runtime = settings_of(segmenter._network)
+            self.calls = {"end_to_end": lambda i: checked(segmenter.segment(frames[i], spacings[i]))}
+        else:
+            from edgeseg.runtime.backends import load_backend
+
+            network = load_backend(job["backend"], Path(job["path"]), job["threads"])
+            net, self.shape, self.runtime, self.calls = network, network.shape, settings_of(network), {}
+        inputs = [network_input(c, self.shape, job["path"]) for c in canvases]
+        self.calls["network"] = lambda i: net(inputs[i])
+
+
+def load_frames(path: Path) -> tuple[list[np.ndarray], list[tuple[float, float]], list[np.ndarray]]:
+    """Raw frames [C, H, W], their spacings in mm, and the same frames normalised at the student's spacing [C, h, w]."""
+    with np.load(path) as stored:
+        count = sum(name.startswith("raw_") for name in stored.files)
+        return ([stored[f"raw_{i}"] for i in range(count)],
+                [(float(s[0]), float(s[1])) for s in (stored[f"spacing_{i}"] for i in range(count))],
+                [stored[f"canvas_{i}"] for i in range(count)])
+
+
+def network_input(canvas: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """The centred window [1, C, H, W] of a normalised frame [C, h, w] that a network of input `shape` takes."""
+    if shape[1] != canvas.shape[0]:
+        raise EdgesegError(f"{name}: takes {shape[1]} channels, the bundle's frames have {canvas.shape[0]}")
+    size = (shape[2], shape[3])
+    start = ((canvas.shape[-2] - size[0]) // 2, (canvas.shape[-1] - size[1]) // 2)
+    return np.ascontiguousarray(geometry.take_window(canvas, start, size)[None])
+
+
+def checked(segmentation: Any) -> None:
+    if segmentation.status != "ok":  # a refused frame returns at once: its time would be a lie
+        raise EdgesegError(f"the bundle refuses its own test frame: {segmentation.status}")
+
+
+def settings_of(net: Any) -> dict[str, str]:
+    """What OpenVINO says it runs with (it may differ from what it was asked for); empty for other runtimes."""
+    compiled = getattr(net, "compiled", None)
+    names = ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT",
+             "ENABLE_CPU_PINNING")
+    return {name: str(compiled.get_property(name)) for name in names} if compiled is not None else {}
+
+
+def serve(lines: Any, answer: Callable[[dict[str, Any]], None]) -> None:
+    """Answer the job, then every token, until the input ends."""
+    first = next(iter(lines), None)
+    if first is None:
+        return
+    start = time.perf_counter()
+    subject = Subject(json.loads(first)["job"])
+    load_ms = (time.perf_counter() - start) * 1000
+    main_mode = "end_to_end" if "end_to_end" in subject.calls else "network"
+    start = time.perf_counter()
+    subject.calls[main_mode](0)
+    first_ms = (time.perf_counter() - start) * 1000
+    answer({"ready": True, "shape": subject.shape, "modes": [m for m in MODES if m in subject.calls],
+            "load_ms": load_ms, "first_ms": first_ms, "runtime": subject.runtime, "pid": os.getpid(),
+            "torch": "torch" in sys.modules})
+    position = 0
+    for line in lines:
+        token = json.loads(line)
+        reply, position = block(subject, position=position, **token)
+        answer(reply)
+
+
+def block(subject: Subject, mode: str, seconds: float, discard: int, position: int) -> tuple[dict[str, Any], int]:
+    """Calls for at least `seconds` after `discard` calls that are not counted, going round the frames."""
+    call, count = subject.calls[mode], subject.count
+    cpu, start = time.process_time(), time.monotonic()
+    for _ in range(discard):
+        call(position % count)
+        position += 1
+    clock, ms = time.perf_counter, []
+    end = clock() + seconds
+    while True:
+        before = clock()
+        call(position % count)
+        after = clock()
+        ms.append((after - before) * 1000)
+        position += 1
+        if after >= end:
+            break
+    return {"ms": ms, "start": start, "end": time.monotonic(), "cpu_s": time.process_time() - cpu,
+            "peak_rss_mb": peak_rss_mb()}, position
+
+
+def peak_rss_mb() -> float | None:
+    """Largest resident set of this process so far in MB (None where the system does not say)."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), None)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the bench decides what happens
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not get between the answers
+
+    def answer(reply: dict[str, Any]) -> None:
+        out.write(json.dumps(reply) + "\n")
+        out.flush()
+
+    try:
+        serve(iter(sys.stdin.readline, ""), answer)
+    except BrokenPipeError:
+        os._exit(1)  # the bench is gone
+    except Exception as error:  # the parent shows it: a traceback on a pipe helps nobody
+        first_line = " ".join(str(error).split()) or type(error).__name__
+        answer({"error": first_line if isinstance(error, EdgesegError) else f"{type(error).__name__}: {first_line}"})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

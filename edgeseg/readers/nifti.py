@@ -1,0 +1,283 @@
+"""NIfTI: images, label maps, and `nifti:` (a file or a folder of unlabelled images).
+
+Read with nibabel, which takes the non-orthonormal direction cosines that SimpleITK refuses. Spacing is the header's
+pixdim: ACDC's affine has unit scale. An array [x, y, z] becomes [z, y, x], so a row of a frame runs along x.
+"""
+
+import logging
+import os
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from edgeseg.case import Case, check_spacing
+from edgeseg.errors import EdgesegError
+from edgeseg.labels import LabelScheme
+from edgeseg.readers.dataset import CaseRef, Dataset
+
+ENDINGS = (".nii.gz", ".nii")
+MM_PER_UNIT = {1: 1000.0, 3: 0.001}
+"""NIfTI's codes of the spatial unit (lowest three bits of xyzt_units): metre and micrometre; all else is mm."""
+SPACING_TOLERANCE = 1e-3
+"""Relative difference of spacings that still are the same: headers hold float32, sometimes rounded."""
+
+# nibabel tells of odd headers on stderr and repairs them; what matters here is checked below and is one line.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One 3D image: float32 [N, H, W], (row, column) and slice spacing in mm, and what writes a mask of its shape."""
+
+    pixels: np.ndarray
+    spacing: tuple[float, float]
+    slice_spacing: float | None
+    provenance: dict[str, Any]
+
+
+def open_nifti(root: Path, *, spec: str, split_file: Path | None = None, frames: str | None = None) -> Dataset:
+    """`nifti:PATH`: each image, or each time point of 4D images with frames="all", is an unlabelled case.
+
+    nnU-Net's names (case_0000.nii.gz, case_0001.nii.gz) are joined into one case of several channels when every file
+    of the folder has such a name. Time points are counted from 1, as in ACDC: case_frame01.
+    """
+    paths = [root] if root.is_file() else find_files(root)
+    refs = []
+    for case, channels in read_channels(paths).items():
+        times = time_points(channels[0])
+        if times > 1 and frames is None:
+            raise EdgesegError(four_dimensional(channels[0], times))
+        for t in range(times):
+            name = f"{case}_frame{t + 1:02d}" if times > 1 else case
+            load = partial(read_case, channels, id=name, patient=case, frame=t if times > 1 else None)
+            refs.append(CaseRef(name, case, None, None, None, None, load))
+    return Dataset("nifti", spec, tuple(refs), None, "unknown")
+
+
+def find_files(folder: Path) -> list[Path]:
+    """The .nii and .nii.gz files of a folder, sorted; EdgesegError when there is none."""
+    files = sorted(f for f in folder.iterdir() if stem(f) is not None and not f.name.startswith("."))
+    if not files:
+        raise EdgesegError(f"{folder}: holds no .nii or .nii.gz file")
+    return files
+
+
+def stem(path: Path) -> str | None:
+    """File name without .nii or .nii.gz, None for another file."""
+    return next((path.name.removesuffix(e) for e in ENDINGS if path.name.endswith(e)), None)
+
+
+def read_channels(paths: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
+    """Case name -> its files, one a channel.
+
+    nnU-Net's naming holds when every name ends in _NNNN and every case starts at _0000; otherwise each file is a case.
+
+    Raises:
+        EdgesegError: a file that is no NIfTI by name, a missing channel, or two files of one name.
+    """
+    numbered: dict[str, dict[int, Path]] = {}
+    single: dict[str, tuple[Path, ...]] = {}
+    for path in paths:
+        name = stem(path)
+        if name is None:
+            raise EdgesegError(f"{path}: is not a NIfTI file (.nii or .nii.gz): convert it")
+        if name in single:
+            raise EdgesegError(f"{path}: there is another file of the same name: remove one of them")
+        single[name] = (path,)
+        if match := re.fullmatch(r"(.+)_(\d{4})", name):
+            numbered.setdefault(match[1], {})[int(match[2])] = path
+    if sum(map(len, numbered.values())) < len(paths) or any(0 not in files for files in numbered.values()):
+        return single
+    count = max(map(len, numbered.values()))
+    for case, files in numbered.items():
+        if sorted(files) != list(range(count)):
+            missing = min(set(range(count)) - set(files))
+            raise EdgesegError(f"{files[0].with_name(f'{case}_{missing:04d}')}: this channel is missing, other cases "
+                               f"have {count}: add it or leave the case out")
+    return {case: tuple(files[c] for c in range(count)) for case, files in numbered.items()}
+
+
+def read_case(images: Sequence[Path], labels: Path | None = None, *, id: str, patient: str,
+              scheme: LabelScheme | None = None, values: dict[int, int] | None = None, frame: int | None = None,
+              phase: str | None = None, group: str | None = None, vendor: str | None = None) -> Case:
+    """Read one case; `images` are its channels, `frame` the time point (from 0) of 4D files.
+
+    `values` maps what the label file holds to values of `scheme` (or 255, ignore); by default they are the same.
+
+    Raises:
+        EdgesegError: an unreadable file, image, channels or labels of other geometry, a label outside `values`.
+    """
+    volumes = [read_volume(path, frame) for path in images]
+    for path, volume in zip(images, volumes, strict=True):
+        check_geometry(path, volume, images[0], volumes[0])
+    classes = None
+    if labels is not None and scheme is not None:
+        found = read_volume(labels, frame)
+        check_geometry(labels, found, images[0], volumes[0])
+        classes = to_labels(labels, found.pixels, values or {v: v for v in scheme.values})
+    first = volumes[0]
+    return Case(
+        id=id, patient=patient, frames=np.stack([v.pixels for v in volumes], axis=1), spacing=first.spacing,
+        slice_spacing=first.slice_spacing, labels=classes, scheme=scheme if classes is not None else None, phase=phase,
+        group=group, vendor=vendor, source=str(images[0]), provenance=first.provenance,
+    )
+
+
+def read_volume(path: Path, frame: int | None = None) -> Volume:
+    """Read a 2D or 3D image, or time point `frame` (from 0) of a 4D one; only that time point is held in memory.
+
+    Raises:
+        EdgesegError: missing, truncated, not NIfTI, colour or complex, another number of dimensions, bad spacing.
+    """
+    image, shape, zooms = open_image(path)
+    times = shape[3] if len(shape) == 4 else 1
+    if frame is None and times > 1:
+        raise EdgesegError(four_dimensional(path, times))
+    if frame is not None and not 0 <= frame < times:
+        raise EdgesegError(f"{path}: has {times} time points, number {frame} (counted from 0) is not among them")
+    take = (slice(None), slice(None), slice(None), frame) if times > 1 else ...
+    try:
+        array = np.asarray(image.dataobj[take], np.float32)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise unreadable(path, error) from None
+    except MemoryError:
+        raise EdgesegError(f"{path}: an image of shape {shape} does not fit into memory: if it is not that large, the "
+                           "header is damaged") from None
+    pixels = array.reshape(shape[:3] if len(shape) > 2 else (*shape, 1)).transpose(2, 1, 0)
+    provenance = {"affine": image.affine, "header": image.header.copy(), "shape": shape[:3]}
+    return Volume(pixels, (zooms[1], zooms[0]), zooms[2] if len(shape) > 2 else None, provenance)
+
+
+def open_image(path: Path) -> tuple[Any, tuple[int, ...], tuple[float, ...]]:
+    """Read a header: the nibabel image (pixels still on disk), its shape (2 to 4 axes), its spacing in mm (x, y, z)."""
+    try:
+        image: Any = nib.load(path, mmap=False)
+        with nib.openers.ImageOpener(str(path)) as file:
+            # unchecked: nibabel turns a negative pixdim positive on loading
+            raw = image.header_class.from_fileobj(file, check=False)
+    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError,
+            nib.spatialimages.HeaderDataError) as error:
+        raise unreadable(path, error) from None
+    shape = tuple(image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if not 2 <= len(shape) <= 4 or 0 in shape:
+        raise EdgesegError(f"{path}: has shape {shape}, expected a 2D, 3D or 4D image")
+    if image.get_data_dtype().kind not in "iuf":
+        raise EdgesegError(f"{path}: holds {image.get_data_dtype()} values, expected a grey-scale image")
+    unit = MM_PER_UNIT.get(int(raw["xyzt_units"]) & 7, 1.0)
+    zooms = tuple(round(float(z) * unit, 6) for z in raw["pixdim"][1 : 1 + min(len(shape), 3)])
+    check_spacing(zooms, str(path))
+    return image, shape, zooms
+
+
+def time_points(path: Path) -> int:
+    """Number of time points of a file (1 for 2D and 3D), from its header."""
+    shape = open_image(path)[1]
+    return shape[3] if len(shape) == 4 else 1
+
+
+def four_dimensional(path: Path, times: int) -> str:
+    return (f"{path}: is 4D ({times} time points) where one volume is expected: split it into one file per time "
+            "point, or read it as nifti:PATH?frames=all")
+
+
+def unreadable(path: Path, error: Exception) -> Exception:
+    """What to raise when nibabel gives up on `path`."""
+    if isinstance(error, PermissionError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return EdgesegError(f"{path}: no such file")
+    return EdgesegError(f"{path}: is not a readable NIfTI file (truncated or damaged): copy or convert it again")
+
+
+def check_geometry(path: Path, volume: Volume, reference_path: Path, reference: Volume) -> None:
+    """Raise EdgesegError unless `volume` has the shape and spacing of `reference`."""
+    if volume.pixels.shape != reference.pixels.shape:
+        raise EdgesegError(f"{path}: shape {volume.pixels.shape} differs from {reference.pixels.shape} of "
+                           f"{reference_path.name}: export both on one grid")
+    ours, theirs = ((*v.spacing, v.slice_spacing or 1.0) for v in (volume, reference))
+    if not np.allclose(ours, theirs, rtol=SPACING_TOLERANCE, atol=0):
+        raise EdgesegError(f"{path}: spacing {ours} mm differs from {theirs} mm of {reference_path.name}: repair the "
+                           "header (pixdim)")
+
+
+def to_labels(path: Path, pixels: np.ndarray, values: dict[int, int]) -> np.ndarray:
+    """Pixels of a label file, any shape -> uint8, each value replaced by `values` of it; EdgesegError for another."""
+    whole = np.isfinite(pixels) & (pixels == np.rint(pixels)) & (pixels >= 0) & (pixels <= 255)
+    table, known = np.zeros(256, np.uint8), np.zeros(256, bool)
+    for value, meaning in values.items():
+        table[value], known[value] = meaning, True
+    classes = np.where(whole, pixels, 0).astype(np.uint8)
+    wrong = ~whole | ~known[classes]
+    if wrong.any():
+        raise EdgesegError(f"{path}: label value {pixels[wrong][0]:g} is outside the scheme (allowed: "
+                           f"{sorted(values)}): correct the labels")
+    return table[classes]
+
+
+def write_labels(path: Path, labels: np.ndarray, provenance: dict[str, Any]) -> None:
+    """Write uint8 [N, H, W] as NIfTI with the affine and header of the image it was made from.
+
+    `provenance` is that of the Case. The file appears at `path` only when complete.
+
+    Raises:
+        EdgesegError: the case came from no NIfTI file, or `path` has another ending. OSError: a full disk.
+    """
+    if "header" not in provenance:
+        raise EdgesegError(f"{path}: the case was not read from a NIfTI file, so its geometry is not known")
+    if labels.dtype != np.uint8:
+        raise TypeError(f"labels must be uint8, got {labels.dtype}")
+    header = provenance["header"].copy()
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    header.set_intent("none")
+    header["cal_min"] = header["cal_max"] = 0  # the image's display window
+    header.extensions.clear()  # may hold what the scanner wrote of the patient
+    array = labels.transpose(2, 1, 0).reshape(provenance["shape"])
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    save(kind(array, provenance["affine"], header), path)
+
+
+def write_volume(path: Path, pixels: np.ndarray, spacing: tuple[float, float], slice_spacing: float | None,
+                 direction: np.ndarray | None = None) -> None:
+    """Write [N, H, W] or, with time first, [T, N, H, W] as NIfTI: uint8 as it is, all else as int16.
+
+    Whole numbers are kept exactly; others are scaled (header slope and intercept) to about 1/65000 of their range.
+    `direction` [3, 3] holds the direction cosines of x, y, z (identity by default), spacing is in mm.
+    """
+    zooms = np.array([spacing[1], spacing[0], slice_spacing or 1.0])
+    affine = np.eye(4)
+    affine[:3, :3] = (np.eye(3) if direction is None else direction) * zooms
+    array = pixels.T  # [x, y, z] or [x, y, z, t]
+    if array.dtype != np.uint8:
+        whole = np.array_equal(array, np.rint(array)) and np.abs(array).max() < 2**15
+        array = array.astype(np.int16) if whole else array
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_data_dtype(np.uint8 if array.dtype == np.uint8 else np.int16)
+    image.header.set_zooms((*zooms, *([1.0] * (array.ndim - 3))))
+    image.header.set_xyzt_units("mm", "sec")
+    save(image, path)
+
+
+def save(image: Any, path: Path) -> None:
+    """Write beside, then rename: a failure leaves what was at `path` before."""
+    if stem(path) is None:
+        raise EdgesegError(f"{path}: give the file the ending .nii.gz or .nii")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        nib.save(image, beside)
+        beside.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        beside.unlink(missing_ok=True)

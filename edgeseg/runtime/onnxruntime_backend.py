@@ -1,0 +1,35 @@
+"""ONNX Runtime on the CPU, polite to whatever else runs there."""
+
+from pathlib import Path
+
+import numpy as np
+
+from edgeseg.runtime.backends import check_shape, unloadable
+from edgeseg.runtime.telemetry import telemetry_off
+
+
+class OnnxRuntimeBackend:
+    """A session; see `backends.Backend`."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        telemetry_off()
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; it warns about every QDQ pair it fuses
+        # By default its threads spin for a while after each call and take the cores from the reconstruction.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no common base but Exception
+            raise unloadable(path, "ONNX Runtime", error) from None
+        inputs = self.session.get_inputs()
+        self.shape = check_shape(path, tuple(inputs[0].shape) if len(inputs) == 1 else ())
+        self.input = inputs[0].name
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.session.run(None, {self.input: x})[0]

@@ -1,0 +1,126 @@
+import json
+import random
+import shutil
+
+import pytest
+import tiny_bundle
+
+from edgeseg.errors import EdgesegError
+from edgeseg.manifest import MANIFEST, SUMS, Manifest, latest_bundle, open_bundle, write_sums
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return tiny_bundle.make_bundle(tmp_path_factory.mktemp("a place") / "tiny.edgeseg")
+
+
+@pytest.fixture
+def bundle(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "copy of tiny.edgeseg")
+
+
+def test_an_untouched_bundle_opens_wherever_it_is(bundle):
+    opened = open_bundle(str(bundle))
+    assert opened.preprocessing == tiny_bundle.GRID
+    assert opened.scheme.names == tiny_bundle.NAMES
+    assert opened.file("golden.npz").is_file()
+    assert opened.files == {p.name for p in bundle.iterdir()}
+    with pytest.raises(EdgesegError, match=r"has no model\.bf16\.xml; it holds"):
+        opened.file("model.bf16.xml")
+
+
+def test_any_flipped_bit_of_any_file_is_refused(bundle):
+    draw = random.Random(0)
+    for path in sorted(bundle.iterdir()):
+        content = path.read_bytes()
+        for _ in range(30):
+            changed = bytearray(content)
+            changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            path.write_bytes(changed)
+            with pytest.raises(EdgesegError) as refusal:
+                open_bundle(bundle)
+            assert str(bundle) in str(refusal.value)
+        path.write_bytes(content)
+    open_bundle(bundle)
+
+
+def test_missing_and_extra_files_are_named(bundle):
+    (bundle / "notes.txt").write_text("x")
+    with pytest.raises(EdgesegError, match=r"notes\.txt: does not belong"):
+        open_bundle(bundle)
+    (bundle / "notes.txt").unlink()
+    (bundle / "model.fp32.bin").unlink()
+    with pytest.raises(EdgesegError, match=r"model\.fp32\.bin: missing"):
+        open_bundle(bundle)
+
+
+def test_a_file_in_a_sub_folder_counts(bundle):
+    (bundle / "frames").mkdir()
+    (bundle / "frames" / "a.onnx").write_bytes(b"x")
+    with pytest.raises(EdgesegError, match=r"a\.onnx: does not belong"):
+        open_bundle(bundle)
+    write_sums(bundle)
+    assert "frames/a.onnx" in open_bundle(bundle).files
+
+
+def test_links_are_refused_even_to_the_same_content(bundle, tmp_path):
+    (bundle / "golden.npz").rename(tmp_path / "golden.npz")
+    (bundle / "golden.npz").symlink_to(tmp_path / "golden.npz")
+    with pytest.raises(EdgesegError, match="links"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/../../outside", "./golden.npz", "a//b", "C:/x",
+                                  "a\\b"])
+def test_names_that_leave_the_folder_are_refused_before_any_file_is_read(bundle, name):
+    (bundle.parent / "outside").write_text("x")
+    with (bundle / SUMS).open("a") as sums:
+        sums.write(f"{'0' * 64}  {name}\n")
+    with pytest.raises(EdgesegError, match=r"leaves the bundle|damaged"):
+        open_bundle(bundle)
+
+
+def change(bundle, edit):
+    """A manifest changed with its hash put right again, as by hand."""
+    values = json.loads((bundle / MANIFEST).read_text())
+    edit(values)
+    (bundle / MANIFEST).write_text(json.dumps(values))
+    write_sums(bundle)
+
+
+@pytest.mark.parametrize(("edit", "message"), [
+    (lambda v: v.update(schema_version=2), "newer than this edgeseg reads"),
+    (lambda v: v.pop("preprocessing"), "preprocessing: Field required"),
+    (lambda v: v.update(surprise=1), "surprise: Extra inputs"),
+    (lambda v: v["preprocessing"].update(size=["a", 2]), r"preprocessing\.size\.0"),
+])
+def test_a_manifest_that_is_not_understood_is_one_line(bundle, edit, message):
+    change(bundle, edit)
+    with pytest.raises(EdgesegError, match=message) as refusal:
+        open_bundle(bundle)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_manifest_survives_its_own_writing(bundle, tmp_path):
+    manifest = open_bundle(bundle).manifest
+    manifest.write(tmp_path / "again.json")
+    assert Manifest.read(tmp_path / "again.json") == manifest
+
+
+def test_what_is_no_bundle_says_so(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "packed.zip").write_bytes(b"PK")
+    for name, hint in (("nothing", "edgeseg export"), ("empty", "no SHA256SUMS"), ("packed.zip", "unpack")):
+        with pytest.raises(EdgesegError, match=hint):
+            open_bundle(tmp_path / name)
+
+
+def test_the_latest_bundle_is_the_one_made_last(original, tmp_path):
+    import os
+
+    with pytest.raises(EdgesegError, match="no bundle in"):
+        latest_bundle(tmp_path)
+    for age, name in ((20, "b"), (10, "a"), (30, "c")):
+        copy = shutil.copytree(original, tmp_path / f"{name}.edgeseg")
+        os.utime(copy / MANIFEST, (1e9 - age, 1e9 - age))
+    assert latest_bundle(tmp_path).name == "a.edgeseg"

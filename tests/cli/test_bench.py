@@ -1,0 +1,152 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_bundle
+import typer
+from typer.testing import CliRunner
+
+from edgeseg.cli.bench import bench, markdown, remarks
+from edgeseg.errors import EdgesegError, GateFailed
+from edgeseg.measure import bench as bench_module
+
+app = typer.Typer()
+app.command()(bench)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return tiny_bundle.make_bundle(tmp_path_factory.mktemp("a place") / "tiny.edgeseg", precisions=("fp32",))
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch):
+    monkeypatch.setattr(bench_module, "BLOCK_SECONDS", 0.02)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def edgeseg(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "edgeseg", *map(str, arguments)], capture_output=True, text=True,
+                          check=False, **options)
+
+
+def test_a_table_for_people_then_one_document_on_the_last_line_and_files(bundle, tmp_path):
+    network = tiny_bundle.write_network(tmp_path / "teacher.onnx", (1, 1, 48, 48))
+    out = tmp_path / "some out"
+    found = run(bundle, "--against", network, "--seconds", 0.1, "--threads", 1, "--json", "--out", out, "--target", 1e9)
+    assert found.exit_code == 0, found.output  # a missed target fails only a strict bench
+    lines = found.stdout.strip().splitlines()
+    document = json.loads(lines[-1])
+    assert document["target_met"] is False
+    assert document["threads"] == 1
+    assert "teacher OpenVINO FP32" in found.stdout
+    assert "net 1x48x48" in found.stdout
+    assert "MISSED" in found.stdout
+    assert sorted(p.name for p in out.iterdir()) == ["bench.json", "bench.md", "bench.png"]
+    assert json.loads((out / "bench.json").read_text()) == document
+    assert (out / "bench.md").read_text().startswith("| row | part | p50 ms |")
+    assert (out / "bench.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_strict_bench_that_misses_its_target_fails_and_still_reports(bundle, tmp_path):
+    found = run(bundle, "--seconds", 0.02, "--threads", 1, "--target", 1e9, "--strict", "--json",
+                "--out", tmp_path / "out")
+    assert isinstance(found.exception, GateFailed)
+    assert found.exception.exit_code == 3
+    assert json.loads(found.stdout.strip().splitlines()[-1])["target_met"] is False
+    assert (tmp_path / "out" / "bench.json").is_file()
+
+
+def test_a_strict_bench_that_reaches_it_passes_and_percentiles_with_too_few_calls_are_a_dash(bundle):
+    found = run(bundle, "--seconds", 0.03, "--threads", 1, "--target", 0.001, "--strict", "--json")
+    assert found.exit_code == 0, found.output
+    rows = json.loads(found.stdout.strip().splitlines()[-1])["rows"]
+    few = [r for r in rows if r["end_to_end"]["n"] < 662]
+    assert few
+    assert all(r["end_to_end"]["p99_ms"] is None for r in few)
+    assert " - " in found.stdout
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--device", "cuda"], "--device cuda: there is no such device"),
+    (["--seconds", 0], "must be above 0"),
+    (["--threads", 9999], "--threads 9999: this process may use"),
+    (["--against", "absent.onnx"], "absent.onnx: no such network"),
+])
+def test_bad_input_is_one_line_and_writes_nothing(bundle, tmp_path, arguments, message):
+    found = run(bundle, *arguments, "--out", tmp_path / "out")
+    assert isinstance(found.exception, EdgesegError)
+    assert found.exception.exit_code == 2
+    assert message in str(found.exception)
+    assert "\n" not in str(found.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_it_in_one_line_without_traceback(bundle, tmp_path):
+    copy = tmp_path / "changed.edgeseg"
+    shutil.copytree(bundle, copy)
+    (copy / "model.fp32.onnx").write_bytes(b"x")
+    found = edgeseg("bench", copy)
+    assert found.returncode == 2
+    assert found.stdout == ""
+    assert found.stderr.startswith("edgeseg: ")
+    assert "model.fp32.onnx: changed" in found.stderr
+    assert found.stderr.count("\n") == 1
+
+
+def test_no_bundle_at_all_is_one_line(tmp_path):
+    found = edgeseg("bench", cwd=tmp_path)
+    assert found.returncode == 2
+    assert "no bundle in runs/" in found.stderr
+
+
+def test_an_interrupted_bench_writes_what_it_has_marked_incomplete(bundle, tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-m", "edgeseg", "bench", bundle, "--seconds", "600", "--threads", "1",
+                                "--out", out, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_blocks(process)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    document = json.loads(output.strip().splitlines()[-1])
+    assert document["complete"] is False
+    assert sum(len(b) for r in document["rows"] for b in r["blocks"].values()) >= 1
+    assert json.loads((out / "bench.json").read_text()) == document
+    assert "INCOMPLETE" in (out / "bench.md").read_text()
+
+
+def wait_for_blocks(process, seconds=120):
+    """Until both workers of `process` have used more CPU time than loading takes: blocks are running."""
+    from pathlib import Path
+
+    end = time.monotonic() + seconds
+    stable: dict[str, int] = {}
+    while time.monotonic() < end:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for child in children:
+            fields = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()
+            stable[child] = int(fields[11]) + int(fields[12])
+        if len(children) == 2 and min(stable.values()) > 1.8 * os.sysconf("SC_CLK_TCK"):
+            return
+        time.sleep(0.1)
+    pytest.fail("no block within two minutes")
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_busy_machine_is_said_so(busy):
+    machine = {"cpu": "a CPU", "cpus_affinity": 2, "cpu_quota": None}
+    load = {"others_before": 0.01, "others_during": 0.6 if busy else None, "busy": busy}
+    result = bench_module.Bench([], 10.0, 5.0, 3, "student OpenVINO INT8", True, machine, load, {"threads": 1})
+    lines = remarks(result)
+    assert any(line.startswith("BUSY") and "60 % during" in line for line in lines) is busy
+    assert ("BUSY" in markdown(result)) is busy
+    assert any("not given" in line for line in lines)  # no teacher
+    assert any("not measured" in line for line in lines)

@@ -1,0 +1,31 @@
+"""Fixtures that several test folders share. (pytest puts this folder on the import path: `import nnunet_folders`.)"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Tiny networks on a busy machine: threads that wait for each other made these tests 10 times slower. Read by torch
+# and nnunetv2 (which sets its own number of threads around its export) when they are first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("nnUNet_def_n_proc", "1")
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def acdc() -> Path:
+    """The real ACDC folder, which is not part of the repository."""
+    folder = SHARED / "data" / "acdc"
+    if not folder.is_dir():
+        pytest.skip("real ACDC data is not here (../shared/data/acdc)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def acdc_teacher_folder() -> Path:
+    """A real nnU-Net v2 model folder trained on ACDC, which is not part of the repository."""
+    folder = SHARED / "teachers" / "nnunet_acdc"
+    if not folder.is_dir():
+        pytest.skip("the real nnU-Net model folder is not here (../shared/teachers/nnunet_acdc)")
+    return folder

@@ -1,0 +1,195 @@
+"""Distillation end to end on small real files: determinism, resuming, teachers of every kind, refusals."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import nnunet_folders
+import numpy as np
+import pytest
+import torch
+
+from edgeseg.case import Case
+from edgeseg.distill.module import at_student_spacing
+from edgeseg.distill.recipe import Recipe
+from edgeseg.distill.run import Run
+from edgeseg.distill.train import distill
+from edgeseg.errors import EdgesegError
+from edgeseg.labels import LabelScheme
+from edgeseg.phantoms.write import write_acdc, write_nnunet
+from edgeseg.readers import CaseRef, Dataset
+from edgeseg.teachers import open_teacher
+
+HEART = LabelScheme(("background", "RV", "MYO", "LV"))
+
+
+def disks(patient: int, phase: str, scheme: LabelScheme, channels: int = 1) -> Case:
+    """Two slices with one bright disk a class (truth known: it is drawn), 48 x 56 pixels."""
+    rng = np.random.default_rng([patient, phase == "ES"])
+    y, x = np.mgrid[:48, :56]
+    labels = np.zeros((2, 48, 56), np.uint8)
+    for k in range(1, len(scheme.names)):
+        row, column = 10 + 7 * k + rng.integers(-2, 3), 12 * (k % 4) + 10
+        labels[:, np.hypot(y - row, x - column) < 6] = scheme.values[k]
+    frames = (labels[:, None] * 60 + rng.normal(100, 8, (2, channels, 48, 56))).clip(1).round().astype(np.float32)
+    name = f"p{patient:02d}"
+    return Case(f"{name}_{phase}", name, frames, (1.5, 1.25), slice_spacing=8.0, labels=labels, scheme=scheme,
+                phase=phase)
+
+
+def dataset(scheme: LabelScheme, channels: int = 1, patients: int = 6) -> Dataset:
+    splits = ["train"] * (patients - 2) + ["dev", "val"]
+    refs = tuple(
+        CaseRef(f"p{i:02d}_{ph}", f"p{i:02d}", splits[i], ph, None, None, partial(disks, i, ph, scheme, channels))
+        for i in range(patients) for ph in ("ED", "ES"))
+    return Dataset("disks", "disks", refs, scheme, "synthetic")
+
+
+@pytest.fixture(scope="module")
+def hearts(tmp_path_factory) -> Path:
+    return write_acdc(dataset(HEART), tmp_path_factory.mktemp("data of hearts"))
+
+
+@pytest.fixture(scope="module")
+def heart_teacher(tmp_path_factory) -> Path:
+    return nnunet_folders.model_folder(tmp_path_factory.mktemp("teacher"), patch=(32, 32), spacing=(1.5, 1.25))
+
+
+def small(data: Path, teacher: Path | None = None, **changes) -> Recipe:
+    base = Recipe(data=(f"acdc:{data}",), teacher=f"nnunet:{teacher}" if teacher else "none", size=(32, 32),
+                  spacing=(1.5, 1.25), width_mult=0.5, expansion=2, epochs=3, batch_size=4, validate_every=1,
+                  kd_weight=0.5 if teacher else 0.0, precision="32-true")
+    return replace(base, **changes)
+
+
+def weights(run: Path) -> bytes:
+    return (run / "student.safetensors").read_bytes()
+
+
+def test_a_run_holds_what_later_steps_need(hearts, heart_teacher, tmp_path):
+    said: list[str] = []
+    run = distill(small(hearts, heart_teacher), tmp_path / "run", say=said.append)
+    assert Run.open(run.folder).spec == run.spec
+    assert sorted(p.name for p in run.folder.iterdir()) == [
+        "last.ckpt", "metrics.csv", "recipe.toml", "run.json", "student.safetensors", "teacher.onnx"]
+    assert len((run.folder / "metrics.csv").read_text().splitlines()) == 4
+    assert run.teacher["parameters"] > 0
+    assert len(run.data["splits"]["train"]) == 4
+    assert run.student()(torch.zeros(1, 1, 32, 32)).shape == (1, 4, 32, 32)
+    text = "\n".join(said)
+    assert "of the labelled foreground lies outside" in text
+    assert "M MAC" in text
+    assert str(tmp_path) not in json.dumps(run.teacher)
+
+
+def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(hearts, heart_teacher, tmp_path):
+    runs = [distill(small(hearts, heart_teacher, seed=s), tmp_path / f"{i}", say=str) for i, s in enumerate((3, 3, 4))]
+    assert weights(runs[0].folder) == weights(runs[1].folder)
+    assert weights(runs[0].folder) != weights(runs[2].folder)
+
+
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(hearts, tmp_path):
+    recipe = small(hearts, epochs=6)
+    whole = distill(recipe, tmp_path / "whole", say=str)
+    (tmp_path / "r.toml").write_text(recipe.to_toml())
+    command = [sys.executable, "-m", "edgeseg", "distill", "--recipe", str(tmp_path / "r.toml")]
+    cut = tmp_path / "cut"
+    process = subprocess.Popen([*command, "--out", str(cut)], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:  # the line is printed just before the checkpoint of that epoch is written
+        if line.startswith("epoch   3/6"):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (cut / "run.json").exists()
+    with pytest.raises(EdgesegError, match="--resume"):
+        distill(recipe, cut, say=str)
+    resumed = distill(recipe, cut, resume=True, say=str)
+    assert weights(cut) == weights(whole.folder)
+    assert [r["loss"] for r in resumed.metrics["history"]] == [r["loss"] for r in whole.metrics["history"]]
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(hearts, tmp_path):
+    (tmp_path / "r.toml").write_text(small(hearts, epochs=200).to_toml())
+    command = [sys.executable, "-m", "edgeseg", "distill", "--recipe", str(tmp_path / "r.toml")]
+    process = subprocess.Popen([*command, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch   2/"):
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "--resume" in errors
+    assert (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_a_two_channel_five_label_model_of_other_organs_needs_no_code_of_its_own(tmp_path):
+    scheme = LabelScheme(tuple(nnunet_folders.ORGANS))
+    data = write_nnunet(dataset(scheme, channels=2), tmp_path / "raw", ("CT", "T1"))
+    teacher = nnunet_folders.organ_folder(tmp_path / "teacher", patch=(32, 32))
+    recipe = replace(small(data, teacher, epochs=1), data=(f"nnunet:{data}",))
+    run = distill(recipe, tmp_path / "run", say=str)
+    assert run.scheme == scheme
+    assert run.channels == ("CT", "T1")
+    assert run.preprocessing.channels[0].kind == "ct"
+
+
+def test_a_3d_teacher_distils_through_stored_predictions(hearts, tmp_path):
+    teacher = nnunet_folders.volume_folder(tmp_path / "teacher")
+    run = distill(small(hearts, teacher, epochs=1, kd_weight=1.0), tmp_path / "run", say=str)
+    assert run.metrics["history"][0]["loss"] > 0
+    assert not (run.folder / "teacher.onnx").exists()
+    with pytest.raises(EdgesegError, match="stored targets"):
+        distill(small(hearts, teacher, targets="network"), tmp_path / "other", say=str)
+
+
+def test_a_teacher_of_another_spacing_gives_logits_on_the_students_grid(heart_teacher):
+    teacher = open_teacher(f"nnunet:{heart_teacher}", bf16=False)
+    image = torch.nn.functional.interpolate(torch.randn(2, 1, 8, 8), (48, 40), mode="bicubic")
+    same = at_student_spacing(teacher, (48, 40), (1.5, 1.25))(image)
+    assert torch.equal(same[0], teacher.logits(image)[0])
+    # every pixel doubled: halving it gives the very same image to the teacher's network
+    finer = at_student_spacing(teacher, (96, 80), (0.75, 0.625))(image.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    wanted = torch.nn.functional.interpolate(same[0], (96, 80), mode="bilinear")
+    np.testing.assert_allclose(finer[0].numpy(), wanted.numpy(), atol=1e-4)
+    odd = at_student_spacing(teacher, (50, 41), (1.5, 1.25))(image.new_zeros(1, 1, 50, 41))
+    assert odd[0].shape == (1, 4, 50, 41)
+
+
+def test_labels_only_and_teacher_only_both_train(hearts, heart_teacher, tmp_path):
+    for w, name in ((0.0, "labels"), (1.0, "teacher")):
+        run = distill(small(hearts, heart_teacher, kd_weight=w, epochs=1), tmp_path / name, say=str)
+        assert run.metrics["dev"]["epoch"] == 0
+
+
+def test_a_run_folder_is_never_overwritten(hearts, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("keep")
+    with pytest.raises(EdgesegError, match="already there"):
+        distill(small(hearts), tmp_path / "run", say=str)
+    assert (tmp_path / "run" / "mine.txt").read_text() == "keep"
+
+
+def test_data_without_dev_patients_is_refused(hearts, tmp_path):
+    split = {"train": [f"patient{i:03d}" for i in range(1, 6)], "dev": [], "val": ["patient006"]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    with pytest.raises(EdgesegError, match="no dev patients"):
+        distill(small(hearts, split_file=str(tmp_path / "split.json")), tmp_path / "run", say=str)
+
+
+def test_two_gloo_processes_train_together(hearts, tmp_path):
+    (tmp_path / "r.toml").write_text(small(hearts, epochs=2).to_toml())
+    command = [sys.executable, "-m", "edgeseg", "distill", "--recipe", str(tmp_path / "r.toml"), "--out",
+               str(tmp_path / "run"), "--devices", "2", "--accelerator", "cpu", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    run = Run.open(tmp_path / "run")
+    assert [r["epoch"] for r in run.metrics["history"]] == [1, 2]
+    assert run.metrics["dev"]["dice"] > 0

@@ -1,0 +1,43 @@
+import time
+
+import pytest
+
+from edgeseg.measure import environment
+from edgeseg.measure.document import one_line
+
+
+def test_the_description_is_complete_and_names_nobody():
+    import getpass
+    import socket
+
+    found = environment.describe()
+    assert found["cpus_affinity"] >= 1
+    assert found["cpu"]
+    assert all(found["versions"][name] for name in ("numpy", "openvino", "onnxruntime"))
+    text = one_line(found)
+    assert socket.gethostname() not in text
+    assert f'"{getpass.getuser()}"' not in text
+
+
+def test_own_work_is_not_foreign():
+    start, own = environment.Snapshot(0.0, 10.0, 0.0), 3.0
+    cpus = len(environment.threads.allowed_cpus())
+    assert environment.foreign_share(start, environment.Snapshot(5.0, 13.0, 0.0), own) == 0.0
+    assert environment.foreign_share(start, environment.Snapshot(5.0, 15.0, 0.0), own) == 2.0 / (5.0 * cpus)
+
+
+def test_an_unknown_load_is_not_called_idle_or_busy():
+    unknown = environment.Snapshot(0.0, None, None)
+    assert environment.foreign_share(unknown, environment.Snapshot(1.0, None, None), 0.0) is None
+    assert not environment.is_busy(None, 0.01)
+    assert environment.is_busy(None, 0.5)
+
+
+def test_busy_time_grows_with_work():
+    start = environment.snapshot()
+    if start.busy is None:
+        pytest.skip("this system has no /proc/stat")
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        sum(range(1000))
+    assert environment.snapshot().busy - start.busy >= 0.1

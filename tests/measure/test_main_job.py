@@ -1,0 +1,67 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_bundle
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "main_job.py"
+TARGETS = 8
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A quick run of the whole script on a tiny bundle, a tiny nnU-Net teacher and a real nnU-Net data folder."""
+    import nnunet_folders
+
+    place = tmp_path_factory.mktemp("main job")
+    bundle = tiny_bundle.make_bundle(place / "distilled.edgeseg")
+    baseline = tiny_bundle.make_bundle(place / "plain.edgeseg")
+    data = tiny_bundle.write_nnunet_data(place / "Dataset001", cases=3)
+    teacher = nnunet_folders.model_folder(place / "model", patch=(32, 32), spacing=(1.5, 1.5))
+    run = place / "run"
+    run.mkdir()
+    tiny_bundle.write_network(run / "teacher.onnx", (1, 1, 32, 32))
+    (run / "run.json").write_text(json.dumps({"metrics": {"seconds": 600.0}, "recipe": {"seed": 7, "epochs": 2}}))
+    done = subprocess.run([sys.executable, str(SCRIPT), "--quick", "--bundle", bundle, "--baseline", baseline,
+                           "--data", f"nnunet:{data}", "--split", "all", "--teacher", f"nnunet:{teacher}", "--run", run,
+                           "--out", place / "out", "--cache", place / "cache", "--threads", "1"],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return place
+
+
+def test_every_target_has_a_value_and_a_verdict(results):
+    document = json.loads((results / "out" / "main_job.json").read_text())
+    assert document["schema"] == "edgeseg.main_job/1"
+    assert document["quick"] is True
+    assert len(document["targets"]) == TARGETS
+    for one in document["targets"]:
+        assert isinstance(one["value"], float)
+        assert one["met"] is (one["value"] >= one["limit"] if one["sign"] == ">=" else one["value"] <= one["limit"])
+    assert document["training"]["seconds"] == 600
+
+
+def test_students_teacher_and_their_differences_are_there(results):
+    document = json.loads((results / "out" / "main_job.json").read_text())
+    assert set(document["evaluations"]) == {
+        "distilled openvino int8", "distilled openvino fp32", "distilled onnxruntime int8",
+        "distilled onnxruntime fp32", "undistilled openvino int8", "undistilled openvino fp32", "teacher none"}
+    pair = document["paired_differences"]["distilled openvino int8 - undistilled openvino int8"]
+    assert (pair["value"], pair["n"], pair["p"]) == (0.0, 3, 1.0)  # the two bundles hold the same network
+    teacher = document["evaluations"]["teacher none"]["structures"]["mean"]["all"]["dice"]
+    assert 0 <= teacher["value"] < 0.9  # random weights
+    rows = {row["name"]: row for row in document["bench"]["rows"]}
+    assert {"teacher OpenVINO FP32", "full-width nnU-Net OpenVINO FP32"} <= set(rows)
+    assert "full-width nnU-Net OpenVINO FP32" in rows["student OpenVINO INT8"]["speed_up"]
+    assert document["full_width_network"]["features"] == [4, 8]
+
+
+def test_results_name_no_folder_of_this_machine(results):
+    written = [p for p in (results / "out").iterdir() if p.suffix != ".png"]
+    assert sorted(p.name for p in written) == ["main_job.json", "main_job.md"]
+    for path in written:
+        assert str(results) not in path.read_text()
+        assert "A quick run" in path.read_text() or path.suffix == ".json"
+    assert (results / "out" / "main_job.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,137 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_bundle
+
+from edgeseg.errors import EdgesegError
+from edgeseg.measure import bench as bench_module
+from edgeseg.measure.bench import RowSpec, bench_bundle, teacher_network
+from edgeseg.measure.document import one_line
+from edgeseg.measure.turns import Job
+
+STUDENTS = ["student OpenVINO FP32", "student OpenVINO INT8", "student ONNX Runtime FP32", "student ONNX Runtime INT8"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return tiny_bundle.make_bundle(tmp_path_factory.mktemp("a place") / "tiny.edgeseg")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return tiny_bundle.write_network(tmp_path_factory.mktemp("net") / "teacher.onnx", (1, 1, 192, 192))
+
+
+@pytest.fixture(scope="module")
+def result(bundle, teacher):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_module, "BLOCK_SECONDS", 0.03)
+        return bench_bundle(bundle, teacher, threads=1, seconds=0.15,
+                            extra=[RowSpec("harness", "harness", Job("empty", "", ""))])
+
+
+def test_every_runtime_and_precision_has_a_row_next_to_the_teacher(result):
+    assert [r.name for r in result.rows] == [*STUDENTS, "harness", "teacher OpenVINO FP32"]
+    assert result.complete
+    assert not any(r.torch for r in result.rows)
+    assert result.frames == 3
+
+
+def test_students_are_measured_end_to_end_and_a_bare_network_is_not(result):
+    for name in STUDENTS:
+        row = result.row(name)
+        assert row.shape == (1, 1, 32, 32)
+        assert row.end_to_end.n >= 5  # rounds
+        assert {b["round"] for b in row.blocks["network"]} == set(range(5))
+    teacher = result.row("teacher OpenVINO FP32")
+    assert teacher.end_to_end is None
+    assert teacher.shape == (1, 1, 192, 192)
+
+
+def test_ratios_are_paired_by_round_and_carry_an_interval(result):
+    row = result.row("student OpenVINO INT8")
+    assert set(row.speed_up) == {"student OpenVINO FP32", "teacher OpenVINO FP32"}
+    ratio = row.speed_up["teacher OpenVINO FP32"]
+    mine, theirs = (np.array([b["median_ms"] for b in r.blocks["network"]])
+                    for r in (row, result.row("teacher OpenVINO FP32")))
+    assert ratio.value == pytest.approx(np.exp(np.log(theirs / mine).mean()))
+    assert ratio.n == 5
+    assert ratio.low <= ratio.value <= ratio.high
+    assert result.row("student OpenVINO FP32").speed_up.keys() == {"teacher OpenVINO FP32"}
+
+
+def test_the_verdict_is_that_of_the_row_a_user_gets(result):
+    assert result.default_row == "student OpenVINO INT8"
+    row = result.row(result.default_row)
+    assert result.target_met == row.target_met == (row.end_to_end.images_per_second >= 10.0)
+
+
+def test_the_document_has_its_schema_and_no_path(result, bundle):
+    document = json.loads(one_line(result.document()))
+    assert document["schema"] == "edgeseg.bench/1"
+    assert set(document) >= {"complete", "device", "bundle", "threads", "seed", "against", "target_images_per_second",
+                             "default_row", "target_met", "method", "load", "machine", "rows"}
+    assert document["bundle"] == "tiny.edgeseg"
+    assert document["against"] == "teacher.onnx"
+    for row in document["rows"]:
+        assert set(row["network"]) >= {"n", "p50_ms", "p90_ms", "p99_ms", "max_ms", "images_per_second"}
+        assert row["failed"] is None
+    assert document["machine"]["torch_in_process"] in (True, False)
+    assert set(document["load"]) >= {"others_before", "others_during", "busy"}
+    assert str(bundle.parent) not in json.dumps(document)
+
+
+def test_a_bundle_without_int8_is_measured_in_fp32(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_module, "BLOCK_SECONDS", 0.01)
+    path = tiny_bundle.make_bundle(tmp_path / "plain.edgeseg", precisions=("fp32",))
+    result = bench_bundle(path, threads=1, seconds=0.01)
+    assert [r.name for r in result.rows] == ["student OpenVINO FP32", "student ONNX Runtime FP32"]
+    assert result.default_row == "student OpenVINO FP32"
+    assert result.about["against"] is None
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"seconds": 0}, "must be above 0"),
+    ({"target": 0}, "must be above 0"),
+    ({"seconds": float("nan")}, "must be above 0"),
+    ({"seconds": float("inf")}, "must be above 0 and finite"),
+    ({"threads": 0}, "at least 1"),
+    ({"threads": 100_000}, "--threads 100000: this process may use"),
+])
+def test_impossible_numbers_are_refused(bundle, options, message):
+    with pytest.raises(EdgesegError, match=message):
+        bench_bundle(bundle, **options)
+
+
+def test_a_bundle_without_frames_is_refused(tmp_path):
+    path = tiny_bundle.make_bundle(tmp_path / "empty.edgeseg", frames=0, precisions=("fp32",))
+    with pytest.raises(EdgesegError, match="no frame to measure with"):
+        bench_bundle(path)
+
+
+def test_a_changed_bundle_is_refused_before_anything_runs(bundle, tmp_path):
+    copy = tmp_path / "changed.edgeseg"
+    shutil.copytree(bundle, copy)
+    (copy / "extra.txt").write_text("x")
+    with pytest.raises(EdgesegError, match=r"extra\.txt: does not belong"):
+        bench_bundle(copy)
+
+
+def test_the_teacher_is_a_run_with_its_network_or_a_file(tmp_path, teacher):
+    assert teacher_network(teacher) == teacher
+    with pytest.raises(EdgesegError, match=r"has no teacher\.onnx"):
+        teacher_network(tmp_path)
+    with pytest.raises(EdgesegError, match="no such network"):
+        teacher_network(tmp_path / "absent.onnx")
+    shutil.copy(teacher, tmp_path / "teacher.onnx")
+    assert teacher_network(tmp_path) == tmp_path / "teacher.onnx"
+
+
+def test_a_damaged_teacher_is_one_line(bundle, tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no network")
+    with pytest.raises(EdgesegError, match=r"broken\.onnx") as caught:
+        bench_bundle(bundle, broken, seconds=0.01)
+    assert "\n" not in str(caught.value)
