@@ -15,7 +15,7 @@ import numpy as np
 from edgeseg.bundle.build import build_apart
 from edgeseg.bundle.calibrate import calibration_frames, draw_frames
 from edgeseg.bundle.card import licence_text, model_card
-from edgeseg.bundle.onnx import fold_batch_norm, torch_logits, write_core
+from edgeseg.bundle.fold import fold_batch_norm, torch_logits
 from edgeseg.bundle.staging import beside, check_target
 from edgeseg.distill.run import Run
 from edgeseg.errors import EdgesegError
@@ -33,6 +33,7 @@ from edgeseg.manifest import (
     write_sums,
 )
 from edgeseg.measure.document import plain
+from edgeseg.onnx_file import write_onnx
 
 CHECK_FRAMES = 24
 """Real frames on which every exported file is compared with torch."""
@@ -88,7 +89,7 @@ def fill(folder: Path, run: Run, name: str, int8: bool, count: int, seed: int, s
         np.save(scratch / "inputs.npy", inputs)
         np.save(scratch / "logits.npy", torch_logits(model, inputs))
         say("writing ONNX")
-        write_core(fold_batch_norm(model), (1, *inputs.shape[1:]), folder / "model.fp32.onnx")
+        write_onnx(fold_batch_norm(model), (1, *inputs.shape[1:]), folder / "model.fp32.onnx")
         job = {"int8": int8, "preprocessing": grid_of(run.preprocessing).model_dump()}
         (scratch / "job.json").write_text(json.dumps(job))
         say(f"converting{f', quantising on {len(frames)} frames' if int8 else ''} and checking on {len(inputs)} frames")

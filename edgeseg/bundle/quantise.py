@@ -2,13 +2,14 @@
 
 import errno
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeseg.bundle.onnx import INPUT
 from edgeseg.errors import EdgesegError
+from edgeseg.onnx_file import INPUT
 
 
 def convert(onnx_file: Path, xml: Path) -> None:
@@ -28,8 +29,8 @@ def save_ir(model: Any, xml: Path) -> None:
 
     try:
         ov.save_model(model, xml, compress_to_fp16=False)
-    except RuntimeError as error:  # a full disk is a plain RuntimeError here
-        raise OSError(errno.ENOSPC, f"cannot be written ({str(error).splitlines()[-1]})", str(xml)) from None
+    except RuntimeError:  # "iostream error": the folder is ours and was writable a moment ago, so the disk is full
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(xml)) from None
 
 
 def quantise_ir(fp32: Path, int8: Path, frames: np.ndarray) -> None:

@@ -8,6 +8,7 @@ voxel that holds both is dark (the black outlines of such images).
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from edgeseg.phantoms.texture import Canvas, coverage, ellipse, smooth_noise, stream
@@ -120,17 +121,14 @@ def paint_ribs(body: Body, canvas: Canvas, inner: np.ndarray, rng: np.random.Gen
 
 def lung_vessels(rng: np.random.Generator, shape: tuple[int, int], pixel: float) -> np.ndarray:
     """float32 [H, W]: bright dots of several sizes."""
-    image = np.zeros(shape, np.float32)
-    grid_y, grid_x = np.ogrid[: shape[0], : shape[1]]
+    image = np.zeros(shape, np.uint8)
     count = rng.poisson(130)
-    spots = np.stack([rng.uniform(0, shape[0], count), rng.uniform(0, shape[1], count),
-                      rng.gamma(2.0, 0.7, count) + 0.5, rng.uniform(0.1, 0.75, count)], axis=1)
-    for row, col, radius, value in spots:
-        reach = int(3 * radius / pixel) + 2
-        box = (slice(max(0, int(row) - reach), int(row) + reach), slice(max(0, int(col) - reach), int(col) + reach))
-        away = np.hypot(grid_y[box[0]] - row, grid_x[:, box[1]] - col) * pixel
-        image[box] = np.maximum(image[box], value * coverage(away - radius, pixel))
-    return image
+    spots = np.stack([rng.uniform(0, shape[1], count), rng.uniform(0, shape[0], count),
+                      (rng.gamma(2.0, 0.7, count) + 0.5) / pixel], axis=1)
+    for (x, y, radius), value in zip(np.rint(16 * spots).astype(int).tolist(), rng.uniform(0.1, 0.75, count),
+                                     strict=True):
+        cv2.circle(image, (x, y), radius, int(255 * value), -1, cv2.LINE_AA, shift=4)  # in sixteenths of a pixel
+    return image.astype(np.float32) / 255
 
 
 def paint_spine(body: Body, canvas: Canvas, level: float) -> None:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 # Distinct for colour-blind eyes too (Okabe and Ito), RGB; repeated beyond seven structures.
-COLOURS = ((86, 180, 233), (230, 159, 0), (213, 94, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66), (0, 114, 178))
+COLOURS = ((86, 180, 233), (240, 228, 66), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (0, 114, 178))
 OPACITY = 0.45
 
 

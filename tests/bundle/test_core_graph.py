@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from edgeseg.bundle.check import check_file, refuse_bad
-from edgeseg.bundle.onnx import OPSET, fold_batch_norm, torch_logits, write_core
+from edgeseg.bundle.fold import fold_batch_norm, torch_logits
 from edgeseg.errors import GateFailed
+from edgeseg.onnx_file import OPSET, write_onnx
 from edgeseg.students.mobilenetv2 import MobileNetV2Spec, MobileNetV2UNet
 
 
@@ -29,7 +30,7 @@ def student() -> nn.Module:
 @pytest.fixture(scope="module")
 def core(student, tmp_path_factory):
     path = tmp_path_factory.mktemp("a place") / "model.fp32.onnx"
-    write_core(fold_batch_norm(student), (1, 2, 32, 64), path)
+    write_onnx(fold_batch_norm(student), (1, 2, 32, 64), path)
     return path
 
 

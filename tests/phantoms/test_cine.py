@@ -200,7 +200,7 @@ def test_bad_options_are_refused_in_one_line(options):
 
 
 FINGERPRINT = {
-    "patient": (),
-    "labels": [],
-    "means": [],
+    "patient": ("NOR", (240, 200), 1.6404, 11),
+    "labels": [6071, 3949, 3775],
+    "means": [20.6, 18.9, 19.4, 18.8, 18.5, 21.5, 18.3, 22.2, 18.3, 19.0, 18.4],
 }

@@ -28,7 +28,7 @@ def test_onnx_is_one_static_file_that_computes_what_torch_computes(tmp_path, mak
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     with torch.no_grad():
         expected = teacher.network()(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(session.run(["logits"], {"input": x})[0], expected, atol=1e-4)
+    np.testing.assert_allclose(session.run(["logits"], {"image": x})[0], expected, atol=1e-4)
 
 
 def test_onnx_says_nothing_about_the_machine(tmp_path):

@@ -1,13 +1,9 @@
-"""The core graph: a student as one static ONNX file, the source of truth for everything else in a bundle."""
+"""A torch network as one static ONNX file that says nothing about the machine that wrote it."""
 
-import copy
 import logging
 import warnings
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,23 +12,8 @@ OPSET = 18
 INPUT, OUTPUT = "image", "logits"
 
 
-def fold_batch_norm(model: "nn.Module") -> "nn.Module":
-    """A copy in evaluation mode in which every BatchNorm that follows a convolution is part of its weights."""
-    from torch import nn
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    model = copy.deepcopy(model).eval()
-    for block in model.modules():
-        if not isinstance(block, nn.Sequential):
-            continue
-        for k, (layer, following) in enumerate(pairwise(list(block))):
-            if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
-                block[k], block[k + 1] = fuse_conv_bn_eval(layer, following), nn.Identity()
-    return model
-
-
-def write_core(model: "nn.Module", shape: tuple[int, int, int, int], out: Path) -> None:
-    """Write `model` (weights folded) as ONNX: `image` float32 `shape` -> `logits` float32 [1, K, H, W].
+def write_onnx(model: "nn.Module", shape: tuple[int, ...], out: Path) -> None:
+    """Write `model` as ONNX: `image` float32 `shape` -> `logits` float32, written beside and renamed.
 
     One file, opset 18, static shapes, no metadata: torch's exporter notes source paths and stack traces in every node.
 
@@ -54,7 +35,12 @@ def write_core(model: "nn.Module", shape: tuple[int, int, int, int], out: Path) 
     assert program is not None  # torch returns None only for its old exporter
     proto = program.model_proto
     clear_traces(proto)
-    out.write_bytes(proto.SerializeToString(deterministic=True))
+    beside = out.with_name(f".{out.name}.part")
+    try:
+        beside.write_bytes(proto.SerializeToString(deterministic=True))
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def clear_traces(proto: Any) -> None:
@@ -65,11 +51,3 @@ def clear_traces(proto: Any) -> None:
         elif field.message_type is not None:
             for part in value if field.is_repeated else (value,):
                 clear_traces(part)
-
-
-def torch_logits(model: "nn.Module", inputs: np.ndarray) -> np.ndarray:
-    """Logits float32 [n, K, H, W] of the student as it was trained (nothing folded) for inputs [n, C, H, W]."""
-    import torch
-
-    with torch.inference_mode():
-        return np.concatenate([model(torch.from_numpy(x[None])).numpy() for x in inputs])

@@ -150,7 +150,7 @@ def test_golden_frames_replay_on_the_runtime_that_made_them(bundle):
 
 
 def test_the_exported_student_segments_like_the_run_in_torch(run, bundle):
-    from edgeseg.bundle.onnx import torch_logits
+    from edgeseg.bundle.fold import torch_logits
 
     model, case = run.student(), next(iter(run.dataset().select("dev")))
     expected = run.preprocessing.segment(case.frames, case.spacing, lambda x: torch_logits(model, x))
