@@ -15,7 +15,8 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv "$(VENV)"
-	$(PIP) install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	@echo "installing into $(VENV), a few minutes: torch first$(if $(TORCH_INDEX), from $(TORCH_INDEX))"
+	$(PIP) install -q $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) -c constraints.txt torch
 	$(PIP) install -q -c constraints.txt -e ".[dev]"
 	touch "$(INSTALLED)"
 

@@ -64,6 +64,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"))
     out = parser.parse_args().out
     started = time.monotonic()
+    ours = (out / "demo.json").exists() or (out / "run" / "recipe.toml").exists()
+    if out.exists() and any(out.iterdir()) and not ours:
+        sys.exit(f"{out}: not a folder that this script made: choose another --out")
     shutil.rmtree(out, ignore_errors=True)
     run, bundle = out / "run", out / "cine.edgeseg"
     seconds = {"distill": edgeseg("distill", "--out", run),

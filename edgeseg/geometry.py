@@ -74,11 +74,11 @@ def blend_weight(size: Shape) -> np.ndarray:
     return np.minimum.outer(*ramps).astype(np.float32)
 
 
-def outside_share(labels: np.ndarray, spacing: tuple[float, float], extent_mm: tuple[float, float]) -> float:
-    """Share of the foreground of `labels` [..., H, W] that a centred window of `extent_mm` leaves out (0..1)."""
+def outside_window(labels: np.ndarray, spacing: tuple[float, float], extent_mm: tuple[float, float]) -> tuple[int, int]:
+    """Foreground pixels of `labels` [..., H, W] that a centred window of `extent_mm` leaves out, and all of them."""
     inside = [np.abs((np.arange(n) + 0.5 - n / 2) * s) <= e / 2
               for n, s, e in zip(labels.shape[-2:], spacing, extent_mm, strict=True)]
     foreground = labels > 0
     total = int(foreground.sum())
     kept = int((foreground & inside[0][:, None] & inside[1][None, :]).sum())
-    return (total - kept) / total if total else 0.0
+    return total - kept, total

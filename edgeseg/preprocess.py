@@ -21,8 +21,8 @@ class Normalisation:
     """How one channel is normalised; kinds and formulas are nnU-Net's (its intensity normalisation schemes).
 
     zscore: (x - mean) / max(std, 1e-8), statistics of this volume inside the bounding box of non-zero pixels, or, with
-    `masked`, of its non-zero pixels, the others set to 0. ct: clip to [low, high] then (x - mean) / std with the data
-    set's numbers. rescale: to 0..1 by the volume's minimum and maximum. rgb: x / 255. none: unchanged.
+    `masked`, of its non-zero pixels (holes filled), the others set to 0. ct: clip to [low, high] then (x - mean) / std
+    with the data set's numbers. rescale: to 0..1 by minimum and maximum inside that box. rgb: x / 255. none: unchanged.
     """
 
     kind: Literal["zscore", "ct", "rescale", "rgb", "none"] = "zscore"
@@ -37,7 +37,8 @@ class Normalisation:
         if self.kind == "ct":
             return (np.clip(volume, self.low, self.high) - self.mean) / max(self.std, 1e-8)
         if self.kind == "rescale":
-            low, high = volume.min(), volume.max()
+            box = volume[bounding_box(mask)]
+            low, high = (box.min(), box.max()) if box.size else (np.float32(0), np.float32(1))
             return (volume - low) / max(high - low, 1e-8)
         if self.kind == "rgb":
             return volume / np.float32(255)
@@ -84,6 +85,10 @@ class Preprocessing:
     def normalise(self, frames: np.ndarray) -> np.ndarray:
         """Raw float32 [N, C, H, W] of one volume or clip -> normalised float32 of the same shape."""
         mask = (frames != 0).any(axis=1)
+        if any(n.masked for n in self.channels):
+            from scipy.ndimage import binary_fill_holes
+
+            mask = binary_fill_holes(mask)
         return np.stack([n.apply(frames[:, c], mask) for c, n in enumerate(self.channels)], axis=1)
 
     def to_canvas(self, frames: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:

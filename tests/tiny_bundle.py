@@ -1,6 +1,7 @@
 """A real bundle around the smallest network there is: each pixel gets the class whose grey level is nearest."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,11 @@ def frame(seed: int) -> np.ndarray:
     return LEVELS[label_image(seed)][None]
 
 
-def make_bundle(path: Path, frames: int = 3, precisions: tuple[str, ...] = ("fp32", "int8")) -> Path:
+DATA = Data(name="test", licence="none", patients={"train": 1})
+
+
+def make_bundle(path: Path, frames: int = 3, precisions: tuple[str, ...] = ("fp32", "int8"), data: Data = DATA,
+                distillation: dict[str, Any] | None = None) -> Path:
     """Write a bundle that `open_bundle` accepts. The "int8" files are the FP32 ones: only their place is tested."""
     import openvino as ov
 
@@ -61,7 +66,7 @@ def make_bundle(path: Path, frames: int = 3, precisions: tuple[str, ...] = ("fp3
     Manifest(
         name=path.stem, task="test", intended_use="test", labels=Labels(names=NAMES, values=(0, 1, 2, 3)),
         channels=("MRI",), preprocessing=grid_of(GRID), student={}, teacher={},
-        data=Data(name="test", licence="none", patients={"train": 1}), distillation={}, licences={},
+        data=data, distillation=distillation or {}, licences={},
         calibration=Calibration(data="test", seed=0, patients=0, strata={}, frames=()), versions={},
         measured=Measured(frames=0, frames_from="none", checks=tuple(checks), training={}),
     ).write(path / MANIFEST)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from edgeseg.errors import EdgesegError
+
 Opt = typer.Option
 
 
@@ -26,6 +28,8 @@ def distill(
     precision: Annotated[str | None, Opt(help="auto, 32-true, bf16-mixed, 16-mixed")] = None,
     targets: Annotated[str | None, Opt(help="auto, network, or stored (soft predictions of the full pipeline)")] = None,
     tta: Annotated[str | None, Opt(help="of stored targets: none, mirror, mirror+rotate")] = None,
+    fold: Annotated[list[int] | None, Opt(help="fold of the nnU-Net teacher; repeat to average (default: all)")] = None,
+    configuration: Annotated[str | None, Opt(help="2d or 3d_fullres, for a teacher that does not say")] = None,
     seed: Annotated[int | None, Opt(help="one seed gives one result on one machine")] = None,
     resume: Annotated[Path | None, Opt(help="go on with this interrupted run")] = None,
     trust_checkpoint: Annotated[bool, Opt(help="unpickle a teacher checkpoint that needs it: it can run code")] = False,
@@ -35,17 +39,21 @@ def distill(
     threads: Annotated[int | None, Opt(help="torch threads a process")] = None,
 ) -> None:
     """Distil a teacher into a small student. Without options: on the built-in cine phantom."""
+    from edgeseg.distill.machine import Machine
     from edgeseg.distill.recipe import PHANTOM, Recipe
-    from edgeseg.distill.train import Machine
     from edgeseg.distill.train import distill as run_distill
 
-    base = Recipe.load(recipe) if recipe else Recipe() if data or teacher else PHANTOM
-    wanted = base.changed({
+    given = {
         "teacher": teacher, "data": tuple(data) if data else None, "student": student, "split_file": split_file,
         "kd_weight": kd_weight, "temperature": temperature, "expansion": expansion, "width_mult": width_mult,
         "stem_stride": stem_stride, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
-        "precision": precision, "targets": targets, "tta": tta, "seed": seed,
-    })
+        "precision": precision, "targets": targets, "tta": tta, "seed": seed, "configuration": configuration,
+        "folds": tuple(fold) if fold else None,
+    }
+    if resume and (recipe or out or any(v is not None for v in given.values())):
+        raise EdgesegError(f"--resume goes on with the recipe that {resume} keeps: give no other options")
+    base = Recipe.load(recipe) if recipe else Recipe() if data or teacher else PHANTOM
+    wanted = base.changed(given)
     folder = resume or out or default_out(wanted.data[0])
     machine = Machine(accelerator, devices, nodes, threads)
     run = run_distill(wanted, folder, resume is not None, machine, trust_checkpoint)
@@ -58,7 +66,8 @@ def distill(
 def default_out(data: str) -> Path:
     """runs/NAME, or runs/NAME-2, ... when that is taken: nothing is overwritten."""
     name = "".join(c if c.isalnum() else "-" for c in data.split(":", 1)[-1].split("?")[0].strip("/").split("/")[-1])
-    folder, number = Path("runs") / (name or "run"), 2
+    name, number = name or "run", 2
+    folder = Path("runs") / name
     while folder.exists():
         folder, number = Path("runs") / f"{name}-{number}", number + 1
     return folder

@@ -4,6 +4,7 @@ The folder lies inside the run and is removed when the run is finished: it holds
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,16 @@ from edgeseg.readers import Dataset
 
 SoftTargets = Callable[[Case], np.ndarray]
 """Case -> class probabilities float32 [N, K, H, W] in the native grid."""
+
+
+KEY = "key.txt"
+
+
+def key_of(folder: Path) -> str | None:
+    try:
+        return (folder / KEY).read_text()
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -60,19 +71,30 @@ class Preparation:
     need_labels: bool = True
     soft_targets: SoftTargets | None = None
 
+    @property
+    def key(self) -> str:
+        """What the arrays depend on, as text."""
+        ids = [ref.id for ref in self.dataset.refs]
+        return json.dumps([ids, self.scheme.names, asdict(self.preprocessing), self.soft_targets is not None])
+
     def run(self, folder: Path, say: Callable[[str], None] = print) -> Cache:
         """Prepare every case, one at a time, into `folder`; cases that are already there are kept.
 
         Raises:
             EdgesegError: no cases, a case without labels although they are needed, or labels outside the scheme.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        if key_of(folder) != self.key:  # another grid, split or teacher made it
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            (folder / KEY).write_text(self.key)
         cases, shares = [], []
         for number, ref in enumerate(self.dataset.refs):
             stem = f"{number:05d}"
             record = folder / f"{stem}.json"
             if not record.exists():
-                record.write_text(json.dumps(self.one(ref.load(), folder / stem)))
+                beside = folder / f"{stem}.part"
+                beside.write_text(json.dumps(self.one(ref.load(), folder / stem)))
+                beside.replace(record)
                 if self.soft_targets is not None:
                     say(f"  stored targets {number + 1}/{len(self.dataset)}: {ref.id}")
             values = json.loads(record.read_text())
@@ -80,8 +102,8 @@ class Preparation:
             cases.append(CachedCase(**values))
         if not cases:
             raise EdgesegError(f"{self.dataset.spec}: no cases to train on")
-        labelled = [s for s in shares if s is not None]
-        return Cache(folder, tuple(cases), sum(labelled) / max(1, len(labelled)))
+        outside, labelled = (sum(pair) for pair in zip(*shares, strict=True))
+        return Cache(folder, tuple(cases), outside / max(1, labelled))
 
     def one(self, case: Case, base: Path) -> dict:
         """Write the arrays of one case beside `base` and return its record."""
@@ -90,11 +112,11 @@ class Preparation:
             raise EdgesegError(f"{where}: {case.frames.shape[1]} channels, the task has {wanted}")
         canvas = self.preprocessing.to_canvas(case.frames, case.spacing)
         shape = canvas.shape[-2:]
-        classes, share = np.full(canvas.shape[:1] + shape, IGNORE, np.uint8), None
+        classes, share = np.full(canvas.shape[:1] + shape, IGNORE, np.uint8), (0, 0)
         if case.labels is not None and case.scheme is not None:
             native = self.scheme.encode(case.labels, case.scheme, self.dataset.ignore)
             known = np.where(native == IGNORE, 0, native)
-            share = geometry.outside_share(known, case.spacing, self.preprocessing.extent_mm)
+            share = geometry.outside_window(known, case.spacing, self.preprocessing.extent_mm)
             classes = geometry.resize_labels(native, shape)
         elif self.need_labels:
             raise EdgesegError(f"{where}: no labels; label it, leave it out, or distil with kd_weight = 1")

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from edgeseg.case import Case
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.samples import EpochSampler, SliceDataset
 from edgeseg.errors import EdgesegError
@@ -44,16 +45,20 @@ class Distiller(L.LightningModule):
         preprocessing: Preprocessing,
         best_file: Path,
         teacher: TeacherLogits | None = None,
+        begun: float | None = None,
     ) -> None:
         super().__init__()
         self.student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.train_data, self.dev, self.scheme = recipe, train, dev, scheme
         self.preprocessing, self.best_file, self.teacher = preprocessing, best_file, teacher
         self.hard_loss = nnunet_hard_loss()
+        self.begun = time.monotonic() if begun is None else begun
         self.best: dict[str, Any] = {"dice": -1.0, "epoch": -1}
         self.dev_rows: list[list[float]] = []
         self.history: list[dict[str, float]] = []
         self.epoch_loss, self.epoch_steps, self.started = 0.0, 0, time.monotonic()
+        self.seconds_before = 0.0
+        """Seconds of the interrupted runs that this one goes on with."""
 
     # ---- data
 
@@ -102,12 +107,15 @@ class Distiller(L.LightningModule):
 
     # ---- validation on dev
 
+    def on_validation_epoch_start(self) -> None:
+        if self.trainer.world_size > 1:  # each rank has its own BatchNorm statistics; the first one's are saved
+            for buffer in self.student.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     def validation_step(self, index: int, _: int) -> None:
         case = self.dev.refs[index].load()
-        if case.labels is None or case.scheme is None:
-            raise EdgesegError(f"{case.source or case.id}: dev cases need labels: the best epoch is chosen on them")
+        truth = dev_truth(case, self.scheme, self.preprocessing, self.dev.ignore)
         predicted = self.segment(case.frames, case.spacing)
-        truth = self.scheme.encode(case.labels, case.scheme, self.dev.ignore)
         self.dev_rows.append(dice_per_class(predicted, truth, len(self.scheme.names), IGNORE).tolist())
 
     def segment(self, frames: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
@@ -151,10 +159,30 @@ class Distiller(L.LightningModule):
     # ---- what a resumed run must know
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["edgeseg"] = {"best": self.best, "history": self.history}
+        checkpoint["edgeseg"] = {"best": self.best, "history": self.history, "seconds": self.seconds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.best, self.history = checkpoint["edgeseg"]["best"], checkpoint["edgeseg"]["history"]
+        kept = checkpoint["edgeseg"]
+        self.best, self.history, self.seconds_before = kept["best"], kept["history"], kept["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of the distillation so far, data preparation and interrupted runs included."""
+        return self.seconds_before + time.monotonic() - self.begun
+
+
+def dev_truth(case: Case, scheme: LabelScheme, preprocessing: Preprocessing, ignore: int | None) -> np.ndarray:
+    """Class indices uint8 [N, H, W] of a dev case.
+
+    Raises:
+        EdgesegError: no labels, labels outside the scheme, or other channels than the task's.
+    """
+    where, channels = case.source or case.id, len(preprocessing.channels)
+    if case.labels is None or case.scheme is None:
+        raise EdgesegError(f"{where}: dev cases need labels: the best epoch is chosen on them")
+    if case.frames.shape[1] != channels:
+        raise EdgesegError(f"{where}: {case.frames.shape[1]} channels, the task has {channels}")
+    return scheme.encode(case.labels, case.scheme, ignore)
 
 
 def at_student_spacing(teacher: Any, size: tuple[int, int], spacing: tuple[float, float]) -> TeacherLogits:

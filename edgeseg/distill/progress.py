@@ -1,7 +1,7 @@
 """The Lightning trainer of a distillation and what it shows: a bar on a terminal, a line an epoch otherwise."""
 
+import csv
 import logging
-import os
 import sys
 import time
 import warnings
@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from edgeseg.distill.machine import Machine, resolve_precision, training_device
 from edgeseg.distill.recipe import Recipe
 from edgeseg.torchvision_ops import import_torchvision
 
 import_torchvision()
 import lightning as L  # noqa: E402
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar  # noqa: E402
+from lightning.pytorch.plugins.io import TorchCheckpointIO  # noqa: E402
 
 if TYPE_CHECKING:
-    from edgeseg.distill.train import Machine, Say
+    from edgeseg.distill.train import Say
 
 
 class EpochReport(Callback):
@@ -36,8 +38,6 @@ class EpochReport(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         """Runs after validation, before the checkpoint is written."""
-        from edgeseg.distill.train import write_metrics
-
         seconds = time.monotonic() - module.started
         epoch, epochs = trainer.current_epoch + 1, module.recipe.epochs
         images = module.epoch_steps * module.recipe.batch_size
@@ -53,18 +53,27 @@ class EpochReport(Callback):
                  f"{left / 60:.1f} min left")
 
 
-def make_trainer(recipe: Recipe, out: Path, machine: "Machine", say: "Say") -> L.Trainer:
+class BesideAndRename(TorchCheckpointIO):
+    """A kill while a checkpoint is written leaves the one before (Lightning's own goes through another file system)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        beside = Path(f"{path}.part")
+        torch.save(checkpoint, beside)
+        beside.replace(path)
+
+
+def make_trainer(recipe: Recipe, out: Path, machine: Machine, say: "Say") -> L.Trainer:
     """A Lightning trainer for this recipe that writes `out`/last.ckpt after each epoch and nothing else."""
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for text in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*LeafSpec.*", ".*Trying to infer.*"):
         warnings.filterwarnings("ignore", text)
-    # what a killed run had written of the checkpoint is replaced as a whole: Lightning writes it beside and renames
     keep = ModelCheckpoint(out, "last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True)
     bar = [RichProgressBar(leave=False)] if sys.stdout.isatty() else []
     processes = machine.devices * machine.nodes
     return L.Trainer(
-        accelerator=machine.accelerator,
+        accelerator="gpu" if training_device(machine.accelerator).type == "cuda" else "cpu",
+        plugins=[BesideAndRename()],
         devices=machine.devices,
         num_nodes=machine.nodes,
         strategy="ddp" if processes > 1 else "auto",
@@ -81,21 +90,10 @@ def make_trainer(recipe: Recipe, out: Path, machine: "Machine", say: "Say") -> L
     )
 
 
-def resolve_precision(wanted: str, accelerator: str) -> str:
-    """ "auto" -> bf16 mixed precision where the device computes it natively (twice as fast here), else 32 bit."""
-    if wanted != "auto":
-        return wanted
-    from edgeseg.teachers.nnunet import native_bf16
-
-    device = training_device(accelerator)
-    if native_bf16(device):
-        return "bf16-mixed"
-    return "16-mixed" if device.type == "cuda" else "32-true"
-
-
-def training_device(accelerator: str) -> torch.device:
-    """The device that a process of this accelerator choice trains on."""
-    gpu = accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
-
-
+def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
+    """metrics.csv: one row an epoch."""
+    names = list(dict.fromkeys(k for row in rows for k in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -2,9 +2,12 @@
 
 import json
 import tomllib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
 
 from edgeseg.errors import EdgesegError
 
@@ -53,12 +56,10 @@ class Recipe:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     validate_every: int = 4
-    precision: str = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("data", "folds", "size", "spacing"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.data:
             raise EdgesegError("a recipe needs at least one data set: data = ['acdc:PATH']")
         if not 0 <= self.kd_weight <= 1:
@@ -67,6 +68,10 @@ class Recipe:
             raise EdgesegError(f"temperature (T) must be positive, not {self.temperature}")
         if self.epochs < 1 or self.batch_size < 1 or self.validate_every < 1:
             raise EdgesegError("epochs, batch_size and validate_every must be at least 1")
+        if self.teacher == "phantom" and not all(d.startswith("phantom:") for d in self.data):
+            raise EdgesegError("name the teacher of this data: nnunet:MODEL_FOLDER (or none, with kd_weight 0)")
+        if any(len(pair) not in (0, 2) for pair in (self.size, self.spacing)):
+            raise EdgesegError(f"size and spacing are two numbers each, not {self.size} and {self.spacing}")
         if self.teacher == "none" and self.kd_weight > 0:
             raise EdgesegError("teacher = 'none' leaves nothing to distil: set kd_weight = 0 or name a teacher")
 
@@ -89,7 +94,12 @@ class Recipe:
         unknown = sorted(set(values) - known)
         if unknown:
             raise EdgesegError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
-        return replace(self, **{k: v for k, v in values.items() if v is not None})
+        try:
+            return replace(self, **{k: v for k, v in values.items() if v is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise EdgesegError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None
 
     def to_toml(self) -> str:
         """TOML text that `load` reads back to an equal recipe (JSON strings, numbers and lists are valid TOML)."""

@@ -31,8 +31,6 @@ class EpochSampler(Sampler):
     """
 
     def __init__(self, slices: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        if batch_size % world:
-            raise ValueError(f"the batch size ({batch_size}) must be a multiple of the number of processes ({world})")
         self.slices, self.seed, self.rank, self.world = slices, seed, rank, world
         self.batch_size = batch_size
         self.size = max(slices // batch_size, 1) * batch_size
@@ -53,10 +51,10 @@ class EpochSampler(Sampler):
 class SliceDataset(Dataset):
     """Augmented windows: {"image" float32 [C, h, w], "labels" uint8 [h, w], "soft" float32 [K, h, w] if stored}."""
 
-    def __init__(self, cache: Cache, size: Shape, seed: int) -> None:
+    def __init__(self, cache: Cache, size: Shape, seed: int, mirror_axes: tuple[int, ...] = (0, 1)) -> None:
         self.cache, self.size, self.seed = cache, size, seed
         self.slices = [(case, i) for case in cache.cases for i in range(case.slices)]
-        self.transform, self.source_size = nnunet_augmentation(size)
+        self.transform, self.source_size = nnunet_augmentation(size, mirror_axes)
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -100,7 +98,7 @@ def window_centre(labels: np.ndarray, size: Shape, rng: np.random.Generator) -> 
     return centre[0], centre[1]
 
 
-def nnunet_augmentation(size: Shape) -> tuple[Any, Shape]:
+def nnunet_augmentation(size: Shape, mirror_axes: tuple[int, ...]) -> tuple[Any, Shape]:
     """nnU-Net's own 2D training transforms (rotation, scaling, noise, blur, brightness, contrast, low resolution,
     gamma, mirroring; translation comes from the window) and the size of the source window that they expect."""
     import_torchvision()
@@ -113,7 +111,7 @@ def nnunet_augmentation(size: Shape) -> tuple[Any, Shape]:
     angle = math.pi if max(size) / min(size) <= 1.5 else math.pi / 12
     rotation = (-angle, angle)
     source = get_patch_size(size, rotation, rotation, rotation, (0.85, 1.25))
-    transform = nnUNetTrainer.get_training_transforms(size, rotation, None, (0, 1), False)
+    transform = nnUNetTrainer.get_training_transforms(size, rotation, None, mirror_axes, False)
     for step in transform.transforms:
         if isinstance(step, RandomTransform) and isinstance(step.transform, GaussianBlurTransform):
             # it would time FFT against direct convolution and keep the faster: results would depend on the clock

@@ -1,14 +1,13 @@
 """distill(): data + teacher + recipe -> Run."""
 
-import csv
-import json
-import os
 import shutil
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeseg.distill.machine import Machine, check_machine, described, is_first_process, training_device, wait_for
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.run import Run
 from edgeseg.errors import EdgesegError, Interrupted
@@ -22,21 +21,6 @@ if TYPE_CHECKING:
     from edgeseg.labels import LabelScheme
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """How much of the machine a training may use; passed through to Lightning.
-
-    Attributes:
-        accelerator: "auto", "cpu" or "gpu". devices: processes (GPUs, or gloo ranks on a CPU). nodes: machines.
-        threads: torch threads a process, None: torch's choice.
-    """
-
-    accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
-    threads: int | None = None
 
 
 def distill(
@@ -67,11 +51,16 @@ def distill(
 
 
 def run_distillation(recipe: Recipe, out: Path, resume: bool, machine: Machine, trust: bool, say: Say) -> Run:
-    rank_zero = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-    if not rank_zero:
-        resume, say = True, lambda _: None  # the first process has made the folder and prepared the data
+    begun = time.monotonic()
+    check_machine(machine, recipe.batch_size)
+    first = is_first_process()
+    if not first:  # the first process makes the folder, the phantom's teacher and the cache
+        wait_for(out / READY)
+        resume, say = True, lambda _: None
     recipe = open_folder(recipe, out, resume)
     if recipe.teacher == "phantom":
+        from edgeseg.distill.phantom_teacher import phantom_teacher
+
         recipe = replace(recipe, teacher=f"nnunet:{phantom_teacher(recipe, out, machine, say)}")
 
     dataset = merge([open_data(s, Path(recipe.split_file) if recipe.split_file else None) for s in recipe.data])
@@ -82,25 +71,28 @@ def run_distillation(recipe: Recipe, out: Path, resume: bool, machine: Machine, 
     student = make_student(recipe, len(teacher.channels) if teacher else channels_of(dataset), len(scheme.names))
     preprocessing = student_grid(recipe, teacher, student.spec.stride, student.spec.in_channels)
     say(describe(student, preprocessing, dataset, teacher))
+    module = train_network(student, recipe, dataset, scheme, preprocessing, out, machine, say, teacher, begun=begun)
 
+    metrics = {"dev": module.best, "history": module.history, "seconds": round(module.seconds, 1),
+               "machine": described(machine)}
     run = Run(out, asdict(recipe), student.spec.to_dict(), scheme, preprocessing,
               teacher.channels if teacher else tuple(f"channel {i}" for i in range(student.spec.in_channels)),
               teacher.provenance if teacher else {},
               {"spec": list(recipe.data), "name": dataset.name, "licence": dataset.licence,
-               "splits": {s: list(dataset.select(s).patients()) for s in ("train", "dev", "val")}}, {})
-    module = train_network(student, recipe, dataset, scheme, preprocessing, out, machine, say, teacher)
-    if not rank_zero:
-        return run
-    if teacher:
-        from edgeseg.teachers.export import teacher_onnx
+               "splits": {s: list(dataset.select(s).patients()) for s in ("train", "dev", "val")}}, metrics)
+    if first:
+        if teacher and not teacher.is_3d:
+            from edgeseg.teachers.export import teacher_onnx
 
-        if not teacher.is_3d:
             teacher_onnx(teacher, out / "teacher.onnx")
-    run = replace(run, metrics={"dev": module.best, "history": module.history,
-                                "seconds": sum(r["seconds"] for r in module.history)})
-    run.save()
-    shutil.rmtree(out / "cache", ignore_errors=True)
+        run.save()
+        shutil.rmtree(out / "cache", ignore_errors=True)
+        (out / READY).unlink(missing_ok=True)
     return run
+
+
+READY = "ready"
+"""Marker in the run folder: what the first process prepares for the others is there."""
 
 
 def open_folder(recipe: Recipe, out: Path, resume: bool) -> Recipe:
@@ -109,18 +101,30 @@ def open_folder(recipe: Recipe, out: Path, resume: bool) -> Recipe:
         if not (out / "recipe.toml").exists():
             raise EdgesegError(f"{out}: nothing to resume (no recipe.toml)")
         return Recipe.load(out / "recipe.toml")
+    if out.exists() and not out.is_dir():
+        raise EdgesegError(f"{out}: is a file: choose another --out")
     if out.exists() and any(out.iterdir()):
         raise EdgesegError(f"{out}: already there; `--resume {out}` goes on with it, another --out starts anew")
     out.mkdir(parents=True, exist_ok=True)
+    recipe = replace(recipe, data=tuple(map(absolute, recipe.data)), teacher=absolute(recipe.teacher),
+                     split_file=str(Path(recipe.split_file).resolve()) if recipe.split_file else "")
     (out / "recipe.toml").write_text(recipe.to_toml())
     return recipe
+
+
+def absolute(spec: str) -> str:
+    """`acdc:a folder?x=y` with its path made absolute, so that export and --resume work from anywhere."""
+    kind, colon, rest = spec.partition(":")
+    path, mark, query = (rest, "", "") if Path(rest).exists() else rest.partition("?")
+    if kind == "phantom" or not colon or not Path(path).exists():
+        return spec  # nothing on disk (a merged spec is left as it is written)
+    return f"{kind}:{Path(path).resolve()}{mark}{query}"
 
 
 def open_teacher_of(recipe: Recipe, machine: Machine, trust: bool) -> Any:
     """The recipe's teacher, or None when nothing is distilled and no grid is taken from it."""
     if recipe.teacher == "none":
         return None
-    from edgeseg.distill.progress import training_device
     from edgeseg.teachers import open_teacher
 
     return open_teacher(recipe.teacher, folds=recipe.folds or None, configuration=recipe.configuration or None,
@@ -128,8 +132,6 @@ def open_teacher_of(recipe: Recipe, machine: Machine, trust: bool) -> Any:
 
 
 def make_student(recipe: Recipe, channels: int, classes: int) -> Any:
-    if recipe.student != "mobilenetv2":
-        raise EdgesegError(f"student {recipe.student!r} is not known; known: mobilenetv2")
     import torch
 
     from edgeseg.students.mobilenetv2 import MobileNetV2Spec, MobileNetV2UNet
@@ -150,8 +152,6 @@ def student_grid(recipe: Recipe, teacher: Any, stride: int, channels: int) -> Pr
     size = tuple(recipe.size) or base.size
     size = tuple(-(-n // stride) * stride for n in size)
     spacing = tuple(recipe.spacing) or base.spacing
-    if len(size) != 2 or len(spacing) != 2:
-        raise EdgesegError(f"size and spacing are two numbers each, got {size} and {spacing}")
     norms = base.channels if teacher else base.channels * channels
     return Preprocessing((size[0], size[1]), (spacing[0], spacing[1]), norms)
 
@@ -185,86 +185,44 @@ def train_network(
     say: Say,
     teacher: Any = None,
     cache_folder: Path | None = None,
+    begun: float | None = None,
 ) -> "Distiller":
     """Train `network` by the recipe's loss; best weights in out/student.safetensors, out/last.ckpt to go on from."""
     import torch
 
     from edgeseg.distill.cache import Preparation
-    from edgeseg.distill.module import Distiller, at_student_spacing
+    from edgeseg.distill.module import Distiller, at_student_spacing, dev_truth
     from edgeseg.distill.progress import make_trainer
     from edgeseg.distill.samples import SliceDataset
 
-    torch.set_flush_denormal(True)
-    if machine.threads:
-        torch.set_num_threads(machine.threads)
     distils = recipe.kd_weight > 0
     stored = distils and (recipe.targets == "stored" or (recipe.targets == "auto" and teacher.is_3d))
     if distils and teacher.is_3d and not stored:
         raise EdgesegError("a 3d_fullres teacher distils through stored targets: set targets = 'stored'")
     soft = (lambda case: teacher.predict(case, recipe.tta)[1]) if stored else None
+    dev = dataset.select("dev")
+    if not dev.refs:
+        raise EdgesegError(f"{dataset.spec}: no dev patients to choose the best epoch on: give a --split-file")
+    for case in dev:  # better now than at the first validation
+        dev_truth(case, scheme, preprocessing, dataset.ignore)
     train = Preparation(dataset.select("train"), scheme, preprocessing, recipe.kd_weight < 1, soft)
     cache = train.run(cache_folder or out / "cache", say)
     say(f"grid     {cache.outside:.3%} of the labelled foreground lies outside the centred {preprocessing.size[0]}x"
         f"{preprocessing.size[1]} window ({len(cache.cases)} training cases)")
-    dev = dataset.select("dev")
-    if not dev.refs:
-        raise EdgesegError(f"{dataset.spec}: no dev patients to choose the best epoch on: give a --split-file")
     logits = at_student_spacing(teacher, preprocessing.size, preprocessing.spacing) if distils and not stored else None
-    samples = SliceDataset(cache, preprocessing.size, recipe.seed)
-    module = Distiller(network, recipe, samples, dev, scheme, preprocessing, out / "student.safetensors", logits)
+    mirror_axes = teacher.mirror_axes if teacher else (0, 1)
+    samples = SliceDataset(cache, preprocessing.size, recipe.seed, mirror_axes)
+    module = Distiller(network, recipe, samples, dev, scheme, preprocessing, out / "student.safetensors", logits, begun)
     trainer = make_trainer(recipe, out, machine, say)
     last = out / "last.ckpt"
+    if last.exists():
+        try:
+            torch.load(last, map_location="cpu", weights_only=True)
+        except Exception:  # torch raises half a dozen kinds for a damaged file
+            raise EdgesegError(f"{last}: damaged: delete it and `--resume` starts this run anew") from None
+    (out / READY).touch()
     try:
         trainer.fit(module, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
         raise Interrupted(f"{out}: interrupted; go on with `edgeseg distill --resume {out}`") from None
     return module
-
-
-def phantom_teacher(recipe: Recipe, out: Path, machine: Machine, say: Say) -> Path:
-    """Train nnU-Net's own network class, narrow, on the recipe's (phantom) data and write a real nnU-Net model folder.
-
-    It has no private path afterwards: the folder is read back through `nnunet:`.
-    """
-    from edgeseg.teachers.folder import make_dataset_json, make_plans, write_model_folder
-
-    folder = out / "teacher"
-    if (folder / "plans.json").exists():
-        return folder
-    import torch
-    from safetensors.torch import load_file
-
-    from edgeseg.distill.phantom_teacher import FEATURES, SIZE, SPACING, DeepSupervised
-    from edgeseg.teachers.plans import build_network
-
-    dataset = merge([open_data(s) for s in recipe.data])
-    scheme = dataset.scheme
-    assert scheme is not None  # the phantom names its labels
-    torch.manual_seed(recipe.seed)
-    labels: dict[str, Any] = {name: k for k, name in enumerate(scheme.names)}
-    dataset_json = make_dataset_json(labels, ("cineMRI",), cases=len(dataset.select("train")))
-    plans = make_plans("Dataset999_CinePhantom", FEATURES, SIZE, SPACING)
-    network = DeepSupervised(build_network(plans, dataset_json))
-    plan = replace(recipe, teacher="none", kd_weight=0.0, epochs=max(2, recipe.epochs * 2 // 3), learning_rate=1e-3)
-    work = out / "teacher-training"
-    work.mkdir(exist_ok=True)
-    say("teacher  training a narrow nnU-Net on the phantom")
-    grid = Preprocessing(SIZE, SPACING)
-    cache = out / "cache"  # the student's grid is the teacher's: prepared once
-    module = train_network(network, plan, dataset, scheme, grid, work, machine, say, cache_folder=cache)
-    state = {k.removeprefix("network."): v for k, v in load_file(work / "student.safetensors").items()}
-    part = out / "teacher.part"
-    write_model_folder(part, state, dataset_json, plans)
-    (part / "training.json").write_text(json.dumps({"dev": module.best, "history": module.history}) + "\n")
-    part.replace(folder)
-    shutil.rmtree(work)
-    return folder
-
-
-def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
-    """metrics.csv: one row an epoch."""
-    names = list(dict.fromkeys(k for row in rows for k in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)

@@ -112,6 +112,12 @@ class NnUNetTeacher:
         return nnunet_plans.preprocessing(self._plans, self._grid, self._folder / "plans.json")
 
     @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """In-plane axes (0 rows, 1 columns) over which the teacher was trained mirrored; a student keeps to them."""
+        shift = 1 if self.is_3d else 0
+        return tuple(axis - shift for axis in self._mirror_axes or () if axis >= shift)
+
+    @property
     def stride(self) -> tuple[int, int]:
         """In-plane input sizes of `logits` are multiples of this (rows, columns)."""
         rows, columns = np.prod([s[-2:] for s in self._grid.pool_op_kernel_sizes], axis=0)

@@ -1,10 +1,8 @@
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import tiny_bundle
@@ -90,6 +88,22 @@ def test_bad_input_is_one_line_and_writes_nothing(bundle, tmp_path, arguments, m
     assert not (tmp_path / "out").exists()
 
 
+def test_an_out_that_is_a_file_is_refused_before_the_work_starts(bundle, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    monkeypatch.setattr(bench_module, "bench_bundle", lambda *a, **k: pytest.fail("the work started"))
+    found = run(bundle, "--out", file)
+    assert isinstance(found.exception, EdgesegError), found.output
+    assert f"{file}: is a file" in str(found.exception)
+    assert file.read_text() == "kept"
+
+
+def test_the_help_says_what_the_frames_are():
+    said = " ".join(run("--help").stdout.split())
+    assert "phantom frames" in said
+    assert "real frames" not in said
+
+
 def test_the_command_says_it_in_one_line_without_traceback(bundle, tmp_path):
     copy = tmp_path / "changed.edgeseg"
     shutil.copytree(bundle, copy)
@@ -110,9 +124,11 @@ def test_no_bundle_at_all_is_one_line(tmp_path):
 
 def test_an_interrupted_bench_writes_what_it_has_marked_incomplete(bundle, tmp_path):
     out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-m", "edgeseg", "bench", bundle, "--seconds", "600", "--threads", "1",
-                                "--out", out, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_blocks(process)
+    # the bar's step after each block, which shows nothing when nobody looks, tells when the first one is done
+    process = start("from edgeseg.cli.progress import Progress\n"
+                    "Progress.__call__ = lambda *a: print('block', file=sys.stderr, flush=True)",
+                    bundle, "--seconds", "600", "--threads", "1", "--out", out, "--json")
+    assert process.stderr.readline() == "block\n"
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
@@ -123,21 +139,27 @@ def test_an_interrupted_bench_writes_what_it_has_marked_incomplete(bundle, tmp_p
     assert "INCOMPLETE" in (out / "bench.md").read_text()
 
 
-def wait_for_blocks(process, seconds=120):
-    """Until both workers of `process` have used more CPU time than loading takes: blocks are running."""
-    from pathlib import Path
+def start(change, *arguments):
+    """`edgeseg bench` in its own process in which `change` has run before."""
+    code = f"import sys\n{change}\nfrom edgeseg.cli.main import main\nmain()"
+    return subprocess.Popen([sys.executable, "-c", code, "bench", *map(str, arguments)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
 
-    end = time.monotonic() + seconds
-    stable: dict[str, int] = {}
-    while time.monotonic() < end:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for child in children:
-            fields = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()
-            stable[child] = int(fields[11]) + int(fields[12])
-        if len(children) == 2 and min(stable.values()) > 1.8 * os.sysconf("SC_CLK_TCK"):
-            return
-        time.sleep(0.1)
-    pytest.fail("no block within two minutes")
+
+@pytest.mark.parametrize(("module", "attribute", "number"), [
+    ("edgeseg.manifest", "open_bundle", signal.SIGINT),
+    ("edgeseg.measure.turns", "Worker.ask", signal.SIGINT),  # while a network is loaded
+    ("edgeseg.measure.turns", "Worker.ask", signal.SIGTERM),
+    ("edgeseg.measure.turns", "take_turns", signal.SIGINT),  # all loaded, no block yet
+])
+def test_a_bench_interrupted_before_its_first_block_is_one_line(bundle, tmp_path, module, attribute, number):
+    process = start(f"import signal, {module}\n{module}.{attribute} = lambda *a: signal.raise_signal({int(number)})",
+                    bundle, "--seconds", "600", "--threads", "1", "--out", tmp_path / "out", "--json")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert output == ""
+    assert errors == "edgeseg: bench: interrupted before the first measurement: nothing was written\n"
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("busy", [False, True])

@@ -89,8 +89,11 @@ def truncated_inside_the_gzip(root: Path) -> None:
     first(root).write_bytes(gzip.compress(raw[:-3000]))
 
 
-@pytest.mark.parametrize("damage", [half_a_case, four_dimensions, a_foreign_label, not_a_number, a_constant, zero_spacing,
-                                    a_truncated_file, truncated_inside_the_gzip])
+DAMAGES = [half_a_case, four_dimensions, a_foreign_label, not_a_number, a_constant, zero_spacing, a_truncated_file,
+           truncated_inside_the_gzip]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_data_is_one_line_with_the_file_and_leaves_nothing(damage, acdc, tmp_path, monkeypatch, capfd):
     damage(acdc)
     before = sorted((p, p.stat().st_mtime_ns) for p in acdc.rglob("*"))
@@ -140,8 +143,31 @@ def test_a_bad_teacher_is_one_line_and_nothing_of_it_runs(damage, named, acdc, t
 
 def test_wrong_options_are_one_line(acdc, tmp_path, monkeypatch, capfd):
     base = ("distill", "--data", f"acdc:{acdc}", "--out", tmp_path / "run")
+    assert "name the teacher" in run(monkeypatch, capfd, *base)
+    base = (*base, "--teacher", "nnunet:no such folder")
+    assert "no such folder" in run(monkeypatch, capfd, *base)
     assert "0..1" in run(monkeypatch, capfd, *base, "-W", "2")
+    assert "stored" in run(monkeypatch, capfd, *base, "--targets", "some")
+    assert "auto, cpu or gpu" in run(monkeypatch, capfd, *base, "--accelerator", "tpu")
+    assert "multiple of the number" in run(monkeypatch, capfd, "distill", "--data", f"acdc:{acdc}", "--out",
+                                           tmp_path / "run", "--teacher", "none", "-W", "0", "--batch-size", "3",
+                                           "--devices", "2", "--accelerator", "cpu")
     assert "nnunet:MODEL_FOLDER" in run(monkeypatch, capfd, *base, "--teacher", "deeplab:x")
     assert "expansion ratio" in run(monkeypatch, capfd, *base, "--teacher", "none", "-W", "0", "--expansion", "5")
     assert "mobilenetv2" in run(monkeypatch, capfd, *base, "--teacher", "none", "-W", "0", "--student", "vgg")
     assert "nothing to resume" in run(monkeypatch, capfd, "distill", "--resume", tmp_path / "none")
+    assert "no other options" in run(monkeypatch, capfd, "distill", "--resume", tmp_path / "none", "--epochs", "80")
+    (tmp_path / "a file").write_text("x")
+    assert "is a file" in run(monkeypatch, capfd, *base[:-4], "--out", tmp_path / "a file", "--teacher", "none", "-W",
+                              "0")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a file", "some data"]
+
+
+def test_without_the_train_extra_one_line_names_it(acdc, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("edgeseg.distill.machine.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    error = run(monkeypatch, capfd, "distill", "--data", f"acdc:{acdc}", "--teacher", "none", "-W", "0", "--out",
+                tmp_path / "run")
+    assert "edgeseg[train]" in error
+    assert not (tmp_path / "run").exists()

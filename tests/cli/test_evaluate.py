@@ -64,6 +64,17 @@ def test_bad_input_is_one_line_and_writes_nothing(bundle, data, tmp_path, argume
     assert not (tmp_path / "out").exists()
 
 
+def test_an_out_that_is_a_file_is_refused_before_the_work_starts(bundle, data, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    monkeypatch.setattr("edgeseg.measure.evaluate.evaluate_bundle", lambda *a: pytest.fail("the work started"))
+    for out in (file, file / "below"):
+        found = run(bundle, "--data", f"nnunet:{data}", "--out", out)
+        assert isinstance(found.exception, EdgesegError), found.output
+        assert f"{file}: is a file" in str(found.exception)
+    assert file.read_text() == "kept"
+
+
 def test_unlabelled_images_are_refused_by_name(bundle, data, tmp_path):
     found = run(bundle, "--data", f"nifti:{data / 'imagesTr'}", "--split", "all")
     assert isinstance(found.exception, EdgesegError)

@@ -7,6 +7,7 @@ import tiny_bundle
 import typer
 from typer.testing import CliRunner
 
+from edgeseg import __version__
 from edgeseg.cli.main import main
 from edgeseg.cli.predict import predict
 
@@ -103,6 +104,47 @@ def test_a_bad_image_is_named_and_the_others_go_on(bundle, tmp_path, monkeypatch
     for name, reason in (("b", "truncated or damaged"), ("c", "constant"), ("d", "NaN"), ("e", "must be positive")):
         assert any(f"{name}.nii.gz" in line and reason in line for line in said.splitlines()), name
     assert "4 of 6 cases failed" in said.splitlines()[-1]
+    assert len(said.splitlines()) == 5  # each reason once
+
+
+def test_a_single_bad_image_is_one_line(bundle, tmp_path, monkeypatch, capsys):
+    image = write_image(tmp_path / "c.nii.gz", np.zeros((2, 9, 9), np.uint8))
+    monkeypatch.setattr("sys.argv", ["edgeseg", "predict", str(bundle), "-i", str(image), "-o", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"edgeseg: {image}: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [NotADirectoryError(20, "Not a directory", "some file"),
+                                   IsADirectoryError(21, "Is a directory", "some file"),
+                                   OSError(5, "Input/output error", "some file"), OSError(28, "No space left")])
+def test_an_error_of_the_system_that_names_a_file_is_one_line(error, monkeypatch, capsys):
+    monkeypatch.setattr("edgeseg.cli.main.app", lambda: throw(error))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"edgeseg: {error.filename or 'output'}: {error.strerror}\n"
+
+
+def test_an_error_of_the_system_without_a_file_is_not_hidden(monkeypatch):
+    monkeypatch.setattr("edgeseg.cli.main.app", lambda: throw(OSError(9, "Bad file descriptor")))
+    with pytest.raises(OSError, match="Bad file"):
+        main()
+
+
+def throw(error):
+    raise error
+
+
+def test_the_version_is_told(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["edgeseg", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"edgeseg {__version__}\n"
 
 
 def test_an_old_mask_survives_a_failure(bundle, tmp_path):

@@ -1,7 +1,6 @@
 """The fixed grid and the way back."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,10 +69,10 @@ def test_window_beyond_the_border_is_filled():
     assert window.tolist() == [[7, 7, 7, 7], [1, 1, 7, 7], [1, 1, 7, 7]]
 
 
-def test_outside_share_counts_what_the_centred_window_cuts():
+def test_outside_window_counts_what_the_centred_window_cuts():
     labels = np.zeros((1, 10, 10), np.uint8)
     labels[0, 0, :] = 1  # ten pixels in the top row, cut by a window of 8 mm
     labels[0, 5, 1] = 2
-    assert geometry.outside_share(labels, (1.0, 1.0), (8.0, 8.0)) == pytest.approx(10 / 11)
-    assert geometry.outside_share(labels, (1.0, 1.0), (10.0, 10.0)) == 0
-    assert geometry.outside_share(labels * 0, (1.0, 1.0), (8.0, 8.0)) == 0
+    assert geometry.outside_window(labels, (1.0, 1.0), (8.0, 8.0)) == (10, 11)
+    assert geometry.outside_window(labels, (1.0, 1.0), (10.0, 10.0)) == (0, 11)
+    assert geometry.outside_window(labels * 0, (1.0, 1.0), (8.0, 8.0)) == (0, 0)

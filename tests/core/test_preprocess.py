@@ -9,6 +9,7 @@ from edgeseg.preprocess import Normalisation, Preprocessing, bounding_box
 def volume(seed: int = 0) -> np.ndarray:
     out = np.zeros((4, 2, 30, 40), np.float32)
     out[1:, :, 5:25, 3:33] = np.random.default_rng(seed).gamma(2, 200, (3, 2, 20, 30))
+    out[2, :, 10:14, 10:20] = 0  # a hole, which nnU-Net fills
     return out
 
 
@@ -32,6 +33,7 @@ def nnunet_reference(frames: np.ndarray, scheme: str, masked: bool, properties: 
         ("ZScoreNormalization", Normalisation("zscore", masked=True)),
         ("CTNormalization", Normalisation("ct", mean=300, std=120, low=20, high=900)),
         ("NoNormalization", Normalisation("none")),
+        ("RescaleTo01Normalization", Normalisation("rescale")),
     ],
 )
 def test_normalisation_is_nnunets_inside_the_nonzero_box(scheme, ours):

@@ -12,7 +12,8 @@ from edgeseg.preprocess import Normalisation, Preprocessing
 
 
 def test_a_resolved_recipe_reads_back_equal(tmp_path):
-    recipe = Recipe(data=("acdc:a folder with é", "mnms:b"), folds=(0, 2), spacing=(1.25, 1.5), kd_weight=1, seed=7)
+    recipe = Recipe(data=("acdc:a folder with é", "mnms:b"), teacher="nnunet:t", folds=(0, 2), spacing=(1.25, 1.5),
+                    kd_weight=1, seed=7)
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
     assert Recipe.load(tmp_path / "recipe.toml") == recipe
 
@@ -26,6 +27,12 @@ def test_a_resolved_recipe_reads_back_equal(tmp_path):
         ("temperature = 0", "must be positive"),
         ("epochs = 0", "at least 1"),
         ("data = []", "at least one data set"),
+        ("data = ['acdc:x']", "name the teacher"),
+        ("data = 'acdc:x'", "data = 'acdc:x'"),
+        ("epochs = 'six'", "epochs = 'six'"),
+        ("targets = 'some'", "'network' or 'stored'"),
+        ("precision = 'int4'", "bf16-mixed"),
+        ("size = [192]", "two numbers"),
         ("teacher = 'none'", "nothing to distil"),
     ],
 )

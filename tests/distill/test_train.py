@@ -6,15 +6,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import nnunet_folders
 import numpy as np
 import pytest
 import torch
+from disks import dataset
 
-from edgeseg.case import Case
 from edgeseg.distill.module import at_student_spacing
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.run import Run
@@ -22,32 +21,9 @@ from edgeseg.distill.train import distill
 from edgeseg.errors import EdgesegError
 from edgeseg.labels import LabelScheme
 from edgeseg.phantoms.write import write_acdc, write_nnunet
-from edgeseg.readers import CaseRef, Dataset
 from edgeseg.teachers import open_teacher
 
 HEART = LabelScheme(("background", "RV", "MYO", "LV"))
-
-
-def disks(patient: int, phase: str, scheme: LabelScheme, channels: int = 1) -> Case:
-    """Two slices with one bright disk a class (truth known: it is drawn), 48 x 56 pixels."""
-    rng = np.random.default_rng([patient, phase == "ES"])
-    y, x = np.mgrid[:48, :56]
-    labels = np.zeros((2, 48, 56), np.uint8)
-    for k in range(1, len(scheme.names)):
-        row, column = 10 + 7 * k + rng.integers(-2, 3), 12 * (k % 4) + 10
-        labels[:, np.hypot(y - row, x - column) < 6] = scheme.values[k]
-    frames = (labels[:, None] * 60 + rng.normal(100, 8, (2, channels, 48, 56))).clip(1).round().astype(np.float32)
-    name = f"p{patient:02d}"
-    return Case(f"{name}_{phase}", name, frames, (1.5, 1.25), slice_spacing=8.0, labels=labels, scheme=scheme,
-                phase=phase)
-
-
-def dataset(scheme: LabelScheme, channels: int = 1, patients: int = 6) -> Dataset:
-    splits = ["train"] * (patients - 2) + ["dev", "val"]
-    refs = tuple(
-        CaseRef(f"p{i:02d}_{ph}", f"p{i:02d}", splits[i], ph, None, None, partial(disks, i, ph, scheme, channels))
-        for i in range(patients) for ph in ("ED", "ES"))
-    return Dataset("disks", "disks", refs, scheme, "synthetic")
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +160,8 @@ def test_data_without_dev_patients_is_refused(hearts, tmp_path):
         distill(small(hearts, split_file=str(tmp_path / "split.json")), tmp_path / "run", say=str)
 
 
-def test_two_gloo_processes_train_together(hearts, tmp_path):
-    (tmp_path / "r.toml").write_text(small(hearts, epochs=2).to_toml())
+def test_two_gloo_processes_train_together_each_with_its_own_teacher(hearts, heart_teacher, tmp_path):
+    (tmp_path / "r.toml").write_text(small(hearts, heart_teacher, epochs=2).to_toml())
     command = [sys.executable, "-m", "edgeseg", "distill", "--recipe", str(tmp_path / "r.toml"), "--out",
                str(tmp_path / "run"), "--devices", "2", "--accelerator", "cpu", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)

@@ -8,6 +8,10 @@ import tiny_bundle
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "main_job.py"
 TARGETS = 8
+KD = {"teacher": "nnunet", "targets": "stored", "tta": "none", "kd_weight": 0.5, "temperature": 2.0, "own_layers": True,
+      "epochs": 2, "seed": 7}
+W0 = KD | {"teacher": "none", "targets": "auto", "tta": "mirror", "kd_weight": 0.0, "own_layers": False}
+MACHINE = {"device": "cpu", "processes": 1, "threads": 1, "cpus": 2}
 
 
 @pytest.fixture(scope="module")
@@ -16,14 +20,14 @@ def results(tmp_path_factory):
     import nnunet_folders
 
     place = tmp_path_factory.mktemp("main job")
-    bundle = tiny_bundle.make_bundle(place / "distilled.edgeseg")
-    baseline = tiny_bundle.make_bundle(place / "plain.edgeseg")
+    bundle = tiny_bundle.make_bundle(place / "distilled.edgeseg", distillation=KD)
+    baseline = tiny_bundle.make_bundle(place / "plain.edgeseg", distillation=W0)
     data = tiny_bundle.write_nnunet_data(place / "Dataset001", cases=3)
     teacher = nnunet_folders.model_folder(place / "model", patch=(32, 32), spacing=(1.5, 1.5))
     run = place / "run"
     run.mkdir()
     tiny_bundle.write_network(run / "teacher.onnx", (1, 1, 32, 32))
-    (run / "run.json").write_text(json.dumps({"metrics": {"seconds": 600.0}, "recipe": {"seed": 7, "epochs": 2}}))
+    (run / "run.json").write_text(json.dumps({"metrics": {"seconds": 600.0, "machine": MACHINE}, "recipe": {"seed": 7, "epochs": 2}}))
     done = subprocess.run([sys.executable, str(SCRIPT), "--quick", "--bundle", bundle, "--baseline", baseline,
                            "--data", f"nnunet:{data}", "--split", "all", "--teacher", f"nnunet:{teacher}", "--run", run,
                            "--out", place / "out", "--cache", place / "cache", "--threads", "1"],
@@ -56,6 +60,41 @@ def test_students_teacher_and_their_differences_are_there(results):
     assert {"teacher OpenVINO FP32", "full-width nnU-Net OpenVINO FP32"} <= set(rows)
     assert "full-width nnU-Net OpenVINO FP32" in rows["student OpenVINO INT8"]["speed_up"]
     assert document["full_width_network"]["features"] == [4, 8]
+
+
+def test_the_page_says_how_was_trained_and_what_the_evaluation_noted(results):
+    document = json.loads((results / "out" / "main_job.json").read_text())
+    assert document["distillation"] == {"distilled": KD, "undistilled": W0}
+    assert document["training"]["machine"] == MACHINE
+    assert "external" in document["notes"]["distilled openvino int8"][0]
+    page = " ".join((results / "out" / "main_job.md").read_text().split())
+    assert "P(i): stored" in page
+    assert "10.0 wall minutes" in page
+    assert "1 threads" in page
+    assert page.count("external data") == 1  # the same note of every network, once
+
+
+def test_students_that_differ_in_more_than_distillation_are_not_compared(tmp_path):
+    bundle = tiny_bundle.make_bundle(tmp_path / "distilled.edgeseg", precisions=("fp32",), distillation=KD)
+    baseline = tiny_bundle.make_bundle(tmp_path / "plain.edgeseg", precisions=("fp32",), distillation=W0 | {"epochs": 3})
+    done = subprocess.run([sys.executable, str(SCRIPT), "--quick", "--bundle", bundle, "--baseline", baseline, "--data",
+                           "phantom:cine?n=3", "--out", tmp_path / "out"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "epochs" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("changes", "teacher", "word"), [
+    ({}, {}, "P(i): stored"), ({"targets": "auto"}, {"configuration": "2d"}, "deep supervision"),
+    ({"targets": "auto"}, {"configuration": "3d_fullres"}, "P(i): stored"),
+    ({"targets": "network", "own_layers": False}, {}, "full output"), ({"teacher": "none"}, {}, "no teacher"),
+])
+def test_the_reading_of_the_teacher_is_told(changes, teacher, word, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import main_job
+
+    assert word in main_job.reading(KD | changes, teacher)
 
 
 def test_results_name_no_folder_of_this_machine(results):

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -7,10 +8,13 @@ import numpy as np
 import pytest
 import tiny_bundle
 
+from edgeseg.bundle.export import describe
 from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
 from edgeseg.labels import LabelScheme
-from edgeseg.measure.evaluate import evaluate, evaluate_bundle
+from edgeseg.manifest import Data, Measured, split_sha256
+from edgeseg.measure.evaluate import evaluate, evaluate_bundle, split_note
+from edgeseg.readers import open_data
 
 SCHEME = LabelScheme(("background", "RV", "MYO", "LV"))
 MNMS = LabelScheme(("background", "LV", "MYO", "RV"))
@@ -223,3 +227,47 @@ def test_ejection_fractions_of_acdc_are_those_of_the_diagnoses(acdc):
         assert found.measured == found.manual
         assert found.manual < 40 if found.group == "DCM" else found.manual > 50
     assert result.summary()["structures"]["mean"]["all"]["dice"].value == 1.0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run's data folder, and a bundle whose manifest tells of that data what `export` writes."""
+    import tiny_run
+
+    place = tmp_path_factory.mktemp("trained")
+    run = tiny_run.make_run(place)
+    data = describe(run, "tiny", None, Measured(frames=0, frames_from="", checks=(), training={})).data
+    return run.data["spec"][0], tiny_bundle.make_bundle(place / "tiny.edgeseg", precisions=("fp32",), data=data)
+
+
+def test_a_bundle_tells_its_own_val_patients_from_others(trained, tmp_path):
+    data, bundle = trained
+    assert evaluate_bundle(bundle, data).notes == []
+    splits = {s: list(open_data(data).select(s).patients()) for s in ("train", "val")}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"train": splits["val"], "val": splits["train"]}))
+    (note,) = evaluate_bundle(bundle, data, split_file=other).notes
+    assert note.startswith("CAUTION")
+    assert "not the val patients of the training split" in note
+    (note,) = evaluate_bundle(bundle, data, "all").notes
+    assert note.startswith("CAUTION")
+    assert "trained on" in note
+
+
+def test_another_data_set_is_noted_as_external(trained, tmp_path):
+    data = tiny_bundle.write_nnunet_data(tmp_path / "Dataset002_Other", cases=3)
+    (note,) = evaluate_bundle(trained[1], f"nnunet:{data}").notes
+    assert "Dataset002_Other" in note
+    assert "external" in note
+    assert "CAUTION" not in note
+
+
+def test_a_part_of_merged_training_data_is_not_external():
+    about = Data(name="acdc+mnms", licence="", patients={}, split_sha256={"val": split_sha256(["mnms_a"])})
+    assert "CAUTION" in split_note(about, "acdc", "val", ["a"])
+    assert "external" in split_note(about, "cmr", "val", ["a"])
+    assert split_note(about, "mnms+acdc", "val", ["mnms_a"]) == ""
+
+
+def test_the_hash_of_a_split_is_that_of_its_sorted_patients():
+    assert split_sha256(["b", "a"]) == hashlib.sha256(b"a\nb").hexdigest()

@@ -67,6 +67,12 @@ def test_only_one_process_runs_at_a_time_and_everybody_has_one_turn_a_round(fram
     assert all(b.end - b.start >= BLOCK for b in turns.blocks)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_resizing_in_a_worker_has_the_threads_of_its_row_and_no_more(frames, network, threads):
+    with Worker(Job("network", network, frames, "onnxruntime", threads=threads)) as worker:
+        assert worker.ready["runtime"]["OPENCV_NUM_THREADS"] == str(threads)
+
+
 def test_discarded_calls_are_not_counted(frames):
     with Worker(Job("empty", "", frames)) as worker:
         answer = worker.ask({"mode": "network", "seconds": 0.0, "discard": 5}, 60)
@@ -86,6 +92,13 @@ def test_ctrl_c_keeps_what_was_measured(frames):
         turns = take_turns({"row": worker}, rounds=50, seconds=0.001, on_block=interrupt_after_three)
     assert not turns.complete
     assert len(turns.blocks) == 3
+
+
+def test_ctrl_c_before_the_first_block_has_nothing_to_keep(frames, monkeypatch):
+    with Worker(Job("empty", "", frames)) as worker:
+        monkeypatch.setattr(Worker, "ask", lambda *a: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            take_turns({"row": worker}, rounds=2, seconds=0.001)
 
 
 def test_workers_survive_ctrl_c_and_end_with_their_bench(frames):

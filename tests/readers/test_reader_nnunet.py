@@ -8,6 +8,7 @@ from edgeseg.errors import EdgesegError
 from edgeseg.labels import LabelScheme
 from edgeseg.phantoms.write import write_nnunet
 from edgeseg.readers import open_data
+from edgeseg.readers.nnunet import patient_of
 
 ORGANS = LabelScheme(("background", "liver", "spleen", "left kidney", "right kidney", "pancreas"))
 
@@ -42,9 +43,25 @@ def test_channels_are_stacked_in_order(folder, make_data):
 def test_patients_json_keeps_the_cases_of_a_patient_in_one_split(folder):
     data = open_data(f"nnunet:{folder}")
     assert data.patients() == ("p00", "p01", "p02", "p03")
+    (folder / "patients.json").write_text('{"p00_frame01": "somebody"}')  # the others: by their names
+    assert open_data(f"nnunet:{folder}").refs[0].patient == "somebody"
+
+
+def test_without_patients_json_frames_of_one_heart_are_one_patient(folder):
     (folder / "patients.json").unlink()
     (folder / "split.json").unlink()
-    assert len(open_data(f"nnunet:{folder}").patients()) == 8
+    data = open_data(f"nnunet:{folder}")
+    assert len(data) == 8
+    assert data.patients() == ("p00", "p01", "p02", "p03")
+    assert {case.patient for case in data} == set(data.patients())
+
+
+@pytest.mark.parametrize(("case", "patient"), [
+    ("patient001_frame12", "patient001"), ("A0S9V9_ED", "A0S9V9"), ("a_b_es", "a_b"), ("x_FRAME7", "x"),
+    ("case_0003", "case_0003"), ("frame12", "frame12"), ("_ED", "_ED"), ("HE_EDS", "HE_EDS"), ("p_frame1_b", "p_frame1_b"),
+])
+def test_the_patient_of_a_case_is_its_name_without_frame_or_phase(case, patient):
+    assert patient_of(case) == patient
 
 
 def test_test_images_have_neither_labels_nor_split(folder):
