@@ -1,4 +1,4 @@
-"""What every benchmark script shares: provenance of a result, targets with verdicts, Markdown tables."""
+"""What every benchmark script shares: provenance of a result, targets with verdicts, Markdown, training in words."""
 
 import os
 import subprocess
@@ -79,6 +79,45 @@ def git(*arguments: str) -> str | None:
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def reading(distillation: dict[str, Any], teacher: dict[str, Any]) -> str:
+    """Which P(i) the student learned from, in words; `teacher` is the manifest's."""
+    if distillation.get("teacher", "none") == "none":
+        return "no teacher"
+    targets = distillation.get("targets")
+    of_3d = str(teacher.get("configuration", "")).startswith("3d")  # a 3D teacher distils through stored targets
+    if targets == "stored" or (targets == "auto" and of_3d):
+        return (f"P(i): stored soft predictions of the teacher's full pipeline (test-time augmentation: "
+                f"{distillation.get('tta')}), made once per case and brought to scale i")
+    if distillation.get("own_layers"):
+        return "P(i): deep supervision output i of the teacher's network on each augmented patch"
+    return "P(i): the full output of the teacher's network on each augmented patch, brought to scale i"
+
+
+def how_trained(distillation: dict[str, Any], read: str, training: dict[str, Any]) -> str:
+    """Distillation and training time as sentences of a page; `read` is what `reading` said."""
+    weights = ", ".join(f"{k} {distillation[k]}" for k in ("kd_weight", "temperature") if k in distillation)
+    text = f"Distillation ({weights or 'not recorded'}), {read}."
+    if (spent := minutes(training)) is not None:
+        machine = ", ".join(f"{k} {v}" for k, v in (training.get("machine") or {}).items())
+        text += (f" Training took {spent:.1f} wall minutes, as the run recorded them "
+                 f"({machine or 'number of threads not recorded'}).")
+    return text
+
+
+def minutes(training: dict[str, Any]) -> float | None:
+    seconds = training.get("seconds")
+    return None if seconds is None else seconds / 60
+
+
+def noted(notes: dict[str, list[str]]) -> str:
+    """What the evaluations noted, each note once, with the networks that it is about."""
+    about: dict[str, list[str]] = {}
+    for name, found in notes.items():
+        for note in found:
+            about.setdefault(note, []).append(name)
+    return "".join(f"\n**{note}** ({', '.join(names)})\n" for note, names in about.items())
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import Target, cell, markdown_table, provenance, run_step, target
+from common import Target, cell, how_trained, markdown_table, minutes, noted, provenance, reading, run_step, target
 
 from edgeseg.case import Case
 from edgeseg.cli.bench import HEADER, remarks, table_rows
@@ -39,6 +39,8 @@ from edgeseg.report.figures import Point, dice_versus_latency
 FULL_WIDTH = (32, 64, 128, 256, 512, 512)
 """nnU-Net's default features of a 2D network of six stages: 20.6 M parameters."""
 FULL_ROW = "full-width nnU-Net OpenVINO FP32"
+DISTILLATION = ("kd_weight", "temperature", "teacher", "targets", "tta", "own_layers")
+"""All that the recipes of the distilled and the undistilled student may differ in."""
 MAIN = "student OpenVINO INT8"
 COMBINATIONS = (("openvino", "int8"), ("openvino", "fp32"), ("onnxruntime", "int8"), ("onnxruntime", "fp32"))
 PAIRS = (("distilled openvino int8", "undistilled openvino int8"),
@@ -150,9 +152,20 @@ def targets(evaluations: dict[str, Evaluation], paired: dict[str, Difference], b
     return found
 
 
-def minutes(training: dict[str, Any]) -> float | None:
-    seconds = training.get("seconds")
-    return None if seconds is None else seconds / 60
+def distillations(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """`distilled`, `undistilled` -> how that student was trained.
+
+    Raises:
+        EdgesegError: they differ in more than the distillation, so that their difference would not be that of it.
+    """
+    found = {role: open_bundle(bundle).manifest.distillation
+             for role, bundle in (("distilled", given.bundle), ("undistilled", given.baseline)) if bundle}
+    first, last = found["distilled"], found.get("undistilled", found["distilled"])
+    other = sorted(k for k in first.keys() | last.keys() if k not in DISTILLATION and first.get(k) != last.get(k))
+    if other:
+        raise EdgesegError(f"{given.baseline}: was trained with {other[0]} = {last.get(other[0])}, {given.bundle} with "
+                           f"{first.get(other[0])}: compare students that differ only in their distillation")
+    return found
 
 
 def read_training(run: Path | None) -> dict[str, Any]:
@@ -161,6 +174,7 @@ def read_training(run: Path | None) -> dict[str, Any]:
         return {}
     record = json.loads((run / "run.json").read_text())
     return {"seconds": record["metrics"].get("seconds"), "dev": record["metrics"].get("dev"),
+            "machine": record["metrics"].get("machine"),
             "seed": record["recipe"].get("seed"), "epochs": record["recipe"].get("epochs")}
 
 
@@ -191,6 +205,8 @@ def report(document: dict[str, Any], evaluations: dict[str, Evaluation], paired:
     return (f"# Main job\n\n{quick}`{document['command']}`, commit {document['commit']}"
             f"{' with changes' if document['changed_files'] else ''}, seed {seed}.\n\n"
             + markdown_table(["number to reach", "measured", "95 %", "limit", ""], [t.line() for t in numbers])
+            + "\n" + how_trained(document["distillation"]["distilled"], document["reading"], document["training"])
+            + "\n" + noted(document["notes"])
             + f"\n## Dice on {document['data']}, split {document['split']}\n\n"
             "Mean over patients of each patient's mean over structures and phases, with 95 % bootstrap intervals over "
             "patients.\n\n"
@@ -242,7 +258,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
-    bundle = open_bundle(given.bundle)
+    bundle, trained = open_bundle(given.bundle), distillations(given)
     evaluations = evaluate_students(given)
     if given.teacher:
         evaluations |= evaluate_teacher(given, bundle.scheme)
@@ -253,6 +269,8 @@ def main(arguments: list[str] | None = None) -> None:
     document = {
         "schema": "edgeseg.main_job/1", "quick": given.quick, **provenance(), "seed": given.seed,
         "data": open_data(given.data, given.split_file).name, "split": given.split,
+        "distillation": trained, "reading": reading(trained["distilled"], bundle.manifest.teacher),
+        "notes": {name: e.notes for name, e in evaluations.items()},
         "machine": bench.machine, "load": bench.load, "training": training, "targets": [t.document() for t in numbers],
         "evaluations": {name: e.summary(given.seed) for name, e in evaluations.items()},
         "patient_dice": {name: e.patient_dice() for name, e in evaluations.items()},
@@ -261,6 +279,9 @@ def main(arguments: list[str] | None = None) -> None:
     write_json(given.out / "main_job.json", document)
     write_text(given.out / "main_job.md", report(document, evaluations, paired, bench, numbers, given.seed))
     plot(given.out / "main_job.png", evaluations, bench, given.seed)
+    for name, evaluation in evaluations.items():
+        for note in evaluation.notes:
+            say(f"note     {name}: {note}")
     for line in (t.line() for t in numbers):
         say("  ".join(part for part in line if part))
     say(f"wrote    {given.out / 'main_job.md'}")

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,11 +67,18 @@ class Grid(Part):
 
 
 class Data(Part):
-    """Where the training data came from: never a path, never a patient's name, only how many were in each split."""
+    """Where the training data came from: never a path, never a patient's name, only how many were in each split and
+    `split_sha256` of them, by which `evaluate` knows these patients again."""
 
     name: str
     licence: str
     patients: dict[str, int]
+    split_sha256: dict[str, str]
+
+
+def split_sha256(patients: Iterable[str]) -> str:
+    """SHA-256 of the sorted patient names of one split, one a line. Without salt: anybody may recompute it."""
+    return hashlib.sha256("\n".join(sorted(set(patients))).encode()).hexdigest()
 
 
 class CalibrationFrame(Part):

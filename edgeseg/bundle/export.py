@@ -30,6 +30,7 @@ from edgeseg.manifest import (
     Measured,
     grid_of,
     open_bundle,
+    split_sha256,
     write_sums,
 )
 from edgeseg.measure.document import plain
@@ -118,7 +119,8 @@ def describe(run: Run, name: str, calibration: Calibration | None, measured: Mea
         student=plain(run.spec),
         teacher=without_paths(plain(run.teacher)),
         data=Data(name=run.data["name"], licence=run.data["licence"],
-                  patients={split: len(patients) for split, patients in run.data["splits"].items()}),
+                  patients={split: len(patients) for split, patients in run.data["splits"].items()},
+                  split_sha256={split: split_sha256(patients) for split, patients in run.data["splits"].items()}),
         distillation=without_paths(plain(recipe)),
         licences={"weights": run.data["licence"], "software": "Apache-2.0"},
         calibration=calibration,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeseg.errors import EdgesegError, GateFailed
+from edgeseg.errors import EdgesegError, GateFailed, Interrupted
 
 if TYPE_CHECKING:
     from edgeseg.measure.bench import Bench
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from edgeseg.measure.statistics import Interval
 
 Opt = typer.Option
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 
 def bench(
@@ -30,20 +28,23 @@ def bench(
     out: Annotated[Path | None, Opt(help="folder for bench.json, bench.md and bench.png")] = None,
     json: Annotated[bool, Opt("--json", help="the last line of stdout is one JSON document")] = False,
 ) -> None:
-    """Measure latency in every runtime and precision, in turns, each in its own process, on real frames."""
+    """Measure latency in every runtime and precision, in turns, each row in its own process, on phantom frames."""
     if device != "cpu":
         raise EdgesegError(f"--device {device}: there is no such device here, edgeseg measures on cpu")
-    from edgeseg.cli.progress import Progress
-    from edgeseg.manifest import latest_bundle
-    from edgeseg.measure.bench import bench_bundle
-    from edgeseg.measure.document import one_line
-
     # A polite kill ends the run as Ctrl-C does: with what was measured so far.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        from edgeseg.cli.progress import Progress
+        from edgeseg.manifest import latest_bundle
+        from edgeseg.measure.bench import bench_bundle
+        from edgeseg.measure.document import check_out, one_line
+
+        check_out(out)
         with Progress("starting") as progress:
             result = bench_bundle(bundle or latest_bundle(), against, threads, seconds, target, seed=seed,
                                   on_block=lambda block, total: progress(f"{block.row}, {block.mode}", total))
+    except KeyboardInterrupt:
+        raise Interrupted("bench: interrupted before the first measurement: nothing was written") from None
     finally:
         signal.signal(signal.SIGTERM, before)
     show(result)
@@ -52,7 +53,7 @@ def bench(
     if json:
         typer.echo(one_line(result.document()))
     if not result.complete:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(Interrupted.exit_code)
     if strict and not result.target_met:
         raise GateFailed(f"{result.default_row} does not reach {target:g} images per second")
 

@@ -27,9 +27,10 @@ def evaluate(
     """Compare a bundle's masks with manual labels, per structure and phase, and what a clinician reads from them."""
     from edgeseg.cli.progress import Progress
     from edgeseg.manifest import latest_bundle
-    from edgeseg.measure.document import one_line
+    from edgeseg.measure.document import check_out, one_line
     from edgeseg.measure.evaluate import evaluate_bundle
 
+    check_out(out)
     path = bundle or latest_bundle()
     with Progress("cases") as progress:
         result = evaluate_bundle(path, data, split, split_file, precision, backend, threads,

@@ -2,9 +2,11 @@
 
 import errno
 import sys
+from typing import Annotated
 
 import typer
 
+from edgeseg import __version__
 from edgeseg.cli import bench, distill, evaluate, export, predict
 from edgeseg.errors import EdgesegError
 
@@ -14,6 +16,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distil a segmentation teacher into an INT8 student, prove it on this CPU, ship one torch-free bundle.",
 )
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgeseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True,
+                                                  help="Show the version and exit.")] = False) -> None:
+    """Options of `edgeseg` itself."""
+
+
 app.command()(distill.distill)
 app.command()(export.export)
 app.command()(bench.bench)
@@ -28,9 +44,10 @@ def main() -> None:
     except EdgesegError as error:
         fail(str(error), error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOENT, errno.EDQUOT):
+        # of a disk that fills up while a file is written the system names none
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        fail(f"{error.filename or 'output'}: {error.strerror}", 2)
+        fail(f"{error.filename or 'output'}: {error.strerror or error}", 2)
 
 
 def fail(message: str, code: int) -> None:

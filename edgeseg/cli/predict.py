@@ -36,6 +36,8 @@ def predict(
     def progress(result: "Predicted", total: int) -> None:
         nonlocal done
         done += 1
+        if result.error and total == 1:
+            return  # what the command ends with says it
         said = f"{result.frames} frames in {result.seconds:.2f} s" if not result.error else f"failed: {result.error}"
         typer.echo(f"         {done}/{total} {result.case}: {said}", err=as_json or bool(result.error))
 
@@ -44,5 +46,6 @@ def predict(
     if as_json:
         typer.echo(one_line({"backend": segmenter.backend, "precision": segmenter.precision, "cases": results}))
     if failed:
-        raise EdgesegError(f"{len(failed)} of {len(results)} cases failed, the first: {failed[0].error}")
+        raise EdgesegError(failed[0].error if len(results) == 1 else
+                           f"{len(failed)} of {len(results)} cases failed, each is named above")
     typer.echo(f"masks    {masks}", err=as_json)

@@ -1,9 +1,9 @@
 """Bench: latency of a bundle on this CPU, every runtime and precision in one interleaved run, with its verdict.
 
-Method: each row in its own process without torch, on real frames of the bundle (never zeros); single stream (the next
-frame when the last is done); turns of at least half a second in an order drawn anew each round, the first five calls of
-each not counted (turns.py). A speed-up is the geometric mean over rounds of the ratio of block medians, with a
-bootstrap interval over the rounds: a machine that drifts favours nobody.
+Method: each row in its own process without torch, on the bundle's golden frames (phantoms in native grids, never
+zeros); single stream (the next frame when the last is done); turns of at least half a second in an order drawn anew
+each round, the first five calls of each not counted (turns.py). A speed-up is the geometric mean over rounds of the
+ratio of block medians, with a bootstrap interval over the rounds: a machine that drifts favours nobody.
 """
 
 import math
@@ -196,7 +196,7 @@ def teacher_network(against: Path) -> Path:
 
 
 def golden_frames(path: Path) -> tuple[list[np.ndarray], list[tuple[float, float]]]:
-    """The bundle's own raw frames [C, H, W] in their native grid, with their spacings in mm."""
+    """The bundle's own raw phantom frames [C, H, W] in their native grid, with their spacings in mm."""
     from edgeseg.runtime.golden import load_golden
 
     found = load_golden(path)

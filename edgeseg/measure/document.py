@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from edgeseg.errors import EdgesegError
+
 
 def plain(value: Any) -> Any:
     """Dataclasses, tuples, paths and NumPy values as what JSON knows; NaN and infinity become null."""
@@ -30,6 +32,13 @@ def plain(value: Any) -> Any:
 def one_line(document: Any) -> str:
     """`document` as one line of JSON."""
     return json.dumps(plain(document), allow_nan=False, ensure_ascii=False)
+
+
+def check_out(out: Path | None) -> None:
+    """Raise EdgesegError when `out`, or what is above it, is no folder: to be called before the work, not after it."""
+    there = next((p for p in (out, *out.parents) if p.exists()), None) if out else None
+    if there is not None and not there.is_dir():
+        raise EdgesegError(f"{there}: is a file, --out takes a folder: choose another")
 
 
 def write_json(path: Path, document: Any) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
 from edgeseg.labels import IGNORE, LabelScheme
+from edgeseg.manifest import Data, split_sha256
 from edgeseg.measure import overlap, statistics, surface, volumes
 from edgeseg.measure.document import write_csv, write_json
 
@@ -146,7 +147,7 @@ def evaluate_bundle(path: Path, data: str, split: str = "val", split_file: Path 
     """Run the bundle at `path` over the cases of `split` ("all": every case) of the data set that `data` names.
 
     A case that the bundle refuses is scored as the background that it returns, with a note: leaving it out would
-    flatter the bundle.
+    flatter the bundle. Patients that are not the bundle's own `split` are noted too (`split_note`).
 
     Args:
         progress: called with each case once it is done, and the number of cases.
@@ -157,11 +158,13 @@ def evaluate_bundle(path: Path, data: str, split: str = "val", split_file: Path 
     from edgeseg.readers import open_data
     from edgeseg.runtime.segmenter import Segmenter
 
-    segmenter, notes = Segmenter(path, backend, precision, threads), []
+    segmenter = Segmenter(path, backend, precision, threads)
     dataset = open_data(data, split_file)
     cases = dataset.select(None if split == "all" else split)
     if not len(cases):
         raise EdgesegError(f"{data}: no case in split {split!r}: choose another --split or --split-file")
+    about_data = split_note(segmenter.bundle.manifest.data, dataset.name, split, cases.patients())
+    notes = [about_data] if about_data else []
 
     def segment(case: Case) -> np.ndarray:
         found = segmenter.segment_volume(case.frames, case.spacing)
@@ -175,6 +178,20 @@ def evaluate_bundle(path: Path, data: str, split: str = "val", split_file: Path 
     result.about = {"bundle": segmenter.bundle.path.name, "backend": backend, "precision": segmenter.precision,
                     "data": {"name": dataset.name, "split": split, "licence": dataset.licence}}
     return result
+
+
+def split_note(trained: Data, name: str, split: str, patients: Iterable[str]) -> str:
+    """What to say when the scored `patients` of data set `name` are not `split` of what the bundle was trained on.
+
+    Empty when they are. Names joined by "+" are those of merged data sets: a part of them is not external.
+    """
+    if not set(name.split("+")) & set(trained.name.split("+")):
+        return f"external data: {name} is, by its name, not the data that the bundle was trained on ({trained.name})"
+    if split == "all":
+        return "CAUTION: all patients are scored, also those that the bundle was trained on"
+    if trained.split_sha256.get(split) != split_sha256(patients):
+        return f"CAUTION: these are not the {split} patients of the training split: some may have been trained on"
+    return ""
 
 
 def compare(case: Case, predicted: np.ndarray, scheme: LabelScheme, ignore: int | None = None) -> list[Row]:

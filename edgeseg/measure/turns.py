@@ -150,6 +150,9 @@ def take_turns(workers: Mapping[str, Worker], rounds: int, seconds: float = BLOC
     """In each round every mode of every worker has one block, in an order drawn anew each round.
 
     Ctrl-C ends the run with what there is (`complete` is False). A worker that fails leaves; the others go on.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C before the first block: there is nothing to end the run with.
     """
     turns, rng = Turns(), np.random.default_rng(seed)
     entries = [(row, mode) for row, worker in workers.items() for mode in worker.ready["modes"]]
@@ -170,7 +173,8 @@ def take_turns(workers: Mapping[str, Worker], rounds: int, seconds: float = BLOC
                     on_block(block)
         turns.complete = not turns.failed
     except KeyboardInterrupt:
-        pass
+        if not turns.blocks:
+            raise
     return turns
 
 

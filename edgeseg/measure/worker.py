@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from edgeseg import geometry
@@ -32,6 +33,7 @@ class Subject:
     """What is measured: `calls[mode]` takes the index of an input frame; `shape` is the network's [1, C, H, W]."""
 
     def __init__(self, job: dict[str, Any]) -> None:
+        cv2.setNumThreads(job["threads"])  # resizing is part of a row: its pool has one thread a CPU by default
         frames, spacings, canvases = load_frames(Path(job["frames"]))
         self.count = len(frames)
         self.runtime: dict[str, Any] = {}
@@ -80,11 +82,12 @@ def checked(segmentation: Any) -> None:
 
 
 def settings_of(net: Any) -> dict[str, str]:
-    """What OpenVINO says it runs with (it may differ from what it was asked for); empty for other runtimes."""
+    """What OpenVINO says it runs with (it may differ from what it was asked for), and OpenCV in every case."""
     compiled = getattr(net, "compiled", None)
     names = ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT",
              "ENABLE_CPU_PINNING")
-    return {name: str(compiled.get_property(name)) for name in names} if compiled is not None else {}
+    found = {name: str(compiled.get_property(name)) for name in names} if compiled is not None else {}
+    return found | {"OPENCV_NUM_THREADS": str(cv2.getNumThreads())}
 
 
 def serve(lines: Any, answer: Callable[[dict[str, Any]], None]) -> None:

@@ -85,7 +85,9 @@ def grain_of(tissue: Tissue, shape: tuple[int, int], pixel: float, key: tuple[in
     rng = stream(*key)
 
     def teeth(depth: float) -> np.ndarray:
-        wave = sum((rng.normal(0, 1.2 - 0.045 * n) * np.cos(n * THETA - rng.uniform(0, 6.3)) for n in range(2, 24)), np.zeros(ANGLES))
+        wave = np.zeros(ANGLES)
+        for n in range(2, 24):
+            wave += rng.normal(0, 1.2 - 0.045 * n) * np.cos(n * THETA - rng.uniform(0, 6.3))
         return np.clip(depth * (0.7 + 0.4 * wave) * np.clip(outline(rng, 0.8, first=1), 0.1, 2.5), 0, None)
 
     return Grain(teeth(tissue.rough_lv), teeth(tissue.rough_rv), smooth_noise(rng, shape, 4 / pixel),

@@ -167,7 +167,8 @@ def sample_heart(rng: np.random.Generator, group: str, septum: float) -> Heart:
         bend=(float(rng.normal(0, 6)), float(rng.normal(0, 6))),
         rv_depth=23.0, rv_span=46.0, rv_tilt=float(rng.normal(-0.15, 0.18)), rv_side=float(rng.normal(0, 0.12)),
         rv_top=float(rng.uniform(-8, 5)), rv_apex=float(rng.uniform(0.78, 1.0)), rv_squeeze=rv_squeeze,
-        rv_drop=float(22 * rv_squeeze * rng.uniform(0.6, 1.2)), rv_shape=outline(rng, 0.06) - rng.uniform(0, 0.08) * bump(septum + rng.uniform(-0.3, 0.3), 0.35),
+        rv_drop=float(22 * rv_squeeze * rng.uniform(0.6, 1.2)),
+        rv_shape=outline(rng, 0.06) - rng.uniform(0, 0.08) * bump(septum + rng.uniform(-0.3, 0.3), 0.35),
         es=float(rng.uniform(0.30, 0.42)))
     for _ in range(4):  # the RV has no closed formula: scale it to its volume
         scale = (rv_ml / volumes(heart, 0.0, step=3.0)["RV"]) ** 0.5

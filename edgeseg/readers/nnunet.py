@@ -4,6 +4,7 @@ The format is that of nnU-Net's documentation/dataset_format.md and region_based
 """
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from edgeseg.readers.splits import split_of_patients
 def open_nnunet(root: Path, *, spec: str, split_file: Path | None = None) -> Dataset:
     """`nnunet:PATH`: the cases of imagesTr with labels, and those of imagesTs without (split None).
 
-    A case is its own patient unless patients.json beside dataset.json ({"case": "patient"}) says otherwise. Labels
-    that are regions become exclusive classes, painted in regions_class_order. `ignore` becomes 255.
+    The patient of a case is the one that patients.json beside dataset.json ({"case": "patient"}) names, else the
+    case's name without its frame or phase (`patient_of`), so that ED and ES of one heart stay in one split. Labels that
+    are regions become exclusive classes, painted in regions_class_order. `ignore` becomes 255.
     """
     file = root / "dataset.json"
     about = read_json(file, "nnU-Net's raw data set folder has one")
@@ -35,11 +37,11 @@ def open_nnunet(root: Path, *, spec: str, split_file: Path | None = None) -> Dat
     check_pairs(train, labels)
     if not train and not test:
         raise EdgesegError(f"{root}: holds no case in imagesTr or imagesTs")
-    patients = read_patients(root / "patients.json")
-    split = split_of_patients([patients.get(c, c) for c in train], root, split_file) if train else {}
+    patients = {c: patient_of(c) for c in (*train, *test)} | read_patients(root / "patients.json")
+    split = split_of_patients([patients[c] for c in train], root, split_file) if train else {}
     refs = []
     for case, images in [*train.items(), *test.items()]:
-        patient = patients.get(case, case)
+        patient = patients[case]
         load = partial(read_case, images, labels.get(case), id=case, patient=patient, scheme=scheme, values=values)
         refs.append(CaseRef(case, patient, split.get(patient) if case in train else None, None, None, None, load))
     return Dataset(str(about.get("name") or root.resolve().name), spec, tuple(refs), scheme,
@@ -118,6 +120,12 @@ def check_pairs(images: dict[str, tuple[Path, ...]], labels: dict[str, Path]) ->
         if case in images:
             raise EdgesegError(f"{images[case][0]}: has no labels in labelsTr: add them or move it to imagesTs")
         raise EdgesegError(f"{labels[case]}: has no image in imagesTr: add it or remove the labels")
+
+
+def patient_of(case: str) -> str:
+    """The name of a case without a trailing `_frameNN`, `_ED` or `_ES` of any letter case: patient001 of
+    patient001_frame12. Any other name is a patient of its own."""
+    return re.sub(r"(?<=.)_(frame\d+|ED|ES)$", "", case, flags=re.IGNORECASE)
 
 
 def read_patients(file: Path) -> dict[str, str]:

@@ -55,7 +55,7 @@ def test_a_table_for_people_then_one_document_on_the_last_line_and_files(bundle,
 
 
 def test_a_strict_bench_that_misses_its_target_fails_and_still_reports(bundle, tmp_path):
-    found = run(bundle, "--seconds", 0.02, "--threads", 1, "--target", 1e9, "--strict", "--json",
+    found = run(bundle, "--seconds", 0.2, "--threads", 1, "--target", 1e9, "--strict", "--json",
                 "--out", tmp_path / "out")
     assert isinstance(found.exception, GateFailed)
     assert found.exception.exit_code == 3

@@ -50,7 +50,7 @@ def test_the_command_line_starts_without_any_runtime():
 
 def part_of(module: str) -> str:
     """`edgeseg.bundle.export` -> `bundle`; the package itself and `__main__` stand above everything."""
-    return (module.split(".") + [""])[1].replace("__main__", "")
+    return module.partition(".")[2].split(".")[0].replace("__main__", "")
 
 
 def module_of(file: Path) -> str:
@@ -66,7 +66,8 @@ def imports(source: str, module: str) -> list[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{module}:{node.lineno}: write the whole name of the module"
             # `from edgeseg import geometry` names a module, `from edgeseg.case import Case` what is in one
-            names = [f"edgeseg.{a.name}" for a in node.names] if node.module == "edgeseg" else [node.module]
+            names = [f"edgeseg.{a.name}" for a in node.names if a.name != "__version__"]
+            names = names if node.module == "edgeseg" else [node.module]
             found += [(node.lineno, name) for name in names]
     return [(line, name) for line, name in found if name.split(".")[0] == "edgeseg"]
 

@@ -129,11 +129,11 @@ def test_ejection_fraction_of_labels_is_near_the_true_one(stacks):
 
 
 def test_groups_differ_as_their_names_say():
-    hearts = {g: [cine_patient(i).heart for i in range(40) if cine_patient(i).group == g] for g in GROUPS}
-    patients = {g: [p for p in map(cine_patient, range(40)) if p.group == g] for g in GROUPS}
-    lv = {g: np.mean([true_volumes(p, 0.0)["LV"] for p in patients[g]]) for g in GROUPS}
-    rv = {g: np.mean([true_volumes(p, 0.0)["RV"] for p in patients[g]]) for g in GROUPS}
-    wall = {g: np.mean([h.wall for h in hearts[g]]) for g in GROUPS}
+    patients = [cine_patient(i) for i in range(30)]
+    volumes = [true_volumes(p, 0.0) for p in patients]
+    lv, rv, wall = ({g: np.mean([v for v, p in zip(values, patients, strict=True) if p.group == g]) for g in GROUPS}
+                    for values in ([v["LV"] for v in volumes], [v["RV"] for v in volumes],
+                                   [p.heart.wall for p in patients]))
     assert max(lv, key=lv.__getitem__) == "DCM"
     assert max(rv, key=rv.__getitem__) == "RV"
     assert max(wall, key=wall.__getitem__) == "HCM"

@@ -58,7 +58,8 @@ def test_without_patients_json_frames_of_one_heart_are_one_patient(folder):
 
 @pytest.mark.parametrize(("case", "patient"), [
     ("patient001_frame12", "patient001"), ("A0S9V9_ED", "A0S9V9"), ("a_b_es", "a_b"), ("x_FRAME7", "x"),
-    ("case_0003", "case_0003"), ("frame12", "frame12"), ("_ED", "_ED"), ("HE_EDS", "HE_EDS"), ("p_frame1_b", "p_frame1_b"),
+    ("case_0003", "case_0003"), ("frame12", "frame12"), ("_ED", "_ED"), ("HE_EDS", "HE_EDS"),
+    ("p_frame1_b", "p_frame1_b"),
 ])
 def test_the_patient_of_a_case_is_its_name_without_frame_or_phase(case, patient):
     assert patient_of(case) == patient
