@@ -134,11 +134,12 @@ def open_teacher_of(recipe: Recipe, machine: Machine, trust: bool) -> Any:
 def make_student(recipe: Recipe, channels: int, classes: int) -> Any:
     import torch
 
-    from edgeseg.students.mobilenetv2 import MobileNetV2Spec, MobileNetV2UNet
+    from edgeseg.students import build_student
 
     torch.manual_seed(recipe.seed)
-    return MobileNetV2UNet(MobileNetV2Spec(channels, classes, width_mult=recipe.width_mult, expansion=recipe.expansion,
-                                           stem_stride=recipe.stem_stride))
+    return build_student({"family": recipe.student, "in_channels": channels, "num_classes": classes,
+                          "width_mult": recipe.width_mult, "expansion": recipe.expansion,
+                          "stem_stride": recipe.stem_stride})
 
 
 def channels_of(dataset: Dataset) -> int:
