@@ -42,7 +42,7 @@ class Canvas:
     def __init__(self, x: np.ndarray, y: np.ndarray, pixel: float) -> None:
         """`x`, `y`: float32 [H, W] positions in mm; `pixel`: size in mm."""
         self.x, self.y, self.pixel = x, y, pixel
-        self.image = np.zeros(x.shape, np.float32)
+        self.image: np.ndarray = np.zeros(x.shape, np.float32)
         self.rows, self.cols = (y.min(axis=1), y.max(axis=1)), (x.min(axis=0), x.max(axis=0))
 
     def paint(self, cover: np.ndarray, value: np.ndarray | float) -> None:
