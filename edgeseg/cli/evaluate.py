@@ -14,7 +14,7 @@ Opt = typer.Option
 
 def evaluate(
     bundle: Annotated[Path | None, typer.Argument(help="NAME.edgeseg (default: the latest in runs/)")] = None,
-    data: Annotated[str, Opt(help="acdc:DIR, mnms:DIR, nnunet:DIR, phantom:cine")] = "phantom:cine?n=40&seed=0",
+    data: Annotated[str, Opt(help="acdc:DIR, mnms:DIR, nnunet:DIR, phantom:cine")] = "phantom:cine?n=30&seed=0",
     split: Annotated[str, Opt(help="train, dev, val, or all")] = "val",
     split_file: Annotated[Path | None, Opt(help="JSON with train/dev/val patients")] = None,
     precision: Annotated[str, Opt(help="auto, int8 or fp32")] = "auto",
