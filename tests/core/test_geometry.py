@@ -24,8 +24,8 @@ def blob(shape: tuple[int, int], spacing: tuple[float, float], radius_mm: float)
 )
 def test_a_smooth_mask_survives_the_round_trip_over_any_shape_and_spacing(shape, spacing):
     grid = Preprocessing((192, 192), (1.5625, 1.5625))
-    # The size of a heart or larger. Smaller masks miss 0.99 where the native grid is finer than ours: the lowest of 1500
-    # drawn ones was 0.980 (radius 17 mm, 0.7 mm pixels), because a 1.56 mm grid cannot hold that edge.
+    # The size of a heart or larger. Smaller masks miss 0.99 where the native grid is finer than ours: the lowest of
+    # 1500 drawn ones was 0.980 (radius 17 mm, 0.7 mm pixels), because a 1.56 mm grid cannot hold that edge.
     radius = max(45.0, 0.3 * min(n * s for n, s in zip(shape, spacing, strict=True)))
     mask = blob(shape, spacing, radius)
     canvas = geometry.canvas_shape(shape, spacing, grid.spacing)
