@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from edgeseg.container import open_bundle
 from edgeseg.distill.recipe import PHANTOM
-from edgeseg.manifest import open_bundle
 from edgeseg.measure.document import write_json
 from edgeseg.measure.evaluate import Evaluation, evaluate, evaluate_bundle
 from edgeseg.readers import open_data

@@ -25,9 +25,9 @@ from common import Target, cell, how_trained, markdown_table, minutes, noted, pr
 
 from edgeseg.case import Case
 from edgeseg.cli.bench import HEADER, remarks, table_rows
+from edgeseg.container import open_bundle
 from edgeseg.errors import EdgesegError
 from edgeseg.labels import LabelScheme
-from edgeseg.manifest import open_bundle
 from edgeseg.measure.bench import Bench, RowSpec, bench_bundle
 from edgeseg.measure.document import write_json, write_text
 from edgeseg.measure.evaluate import Evaluation, evaluate, evaluate_bundle

@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeseg.manifest import open_bundle
+    from edgeseg.container import open_bundle
     from edgeseg.runtime.segmenter import Segmenter
 
 __version__ = "0.1.0"
 __all__ = ["Segmenter", "__version__", "open_bundle"]
 
-_HOME = {"Segmenter": "edgeseg.runtime.segmenter", "open_bundle": "edgeseg.manifest"}
+_HOME = {"Segmenter": "edgeseg.runtime.segmenter", "open_bundle": "edgeseg.container"}
 
 
 def __getattr__(name: str) -> Any:

@@ -50,6 +50,12 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
     return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 
+def centre_start(shape: Shape, size: Shape) -> Shape:
+    """First pixel of the window of `size` around the centre of an image of `shape` (below 0: the image is padded)."""
+    y, x = ((n - g) // 2 if n > g else -((g - n) // 2) for n, g in zip(shape, size, strict=True))
+    return y, x
+
+
 def take_window(images: np.ndarray, start: Shape, size: Shape, fill: float = 0) -> np.ndarray:
     """[..., H, W] -> [..., *size] from `start` (may be negative); what lies outside the image is `fill`."""
     out = np.full((*images.shape[:-2], *size), fill, images.dtype)

@@ -1,38 +1,24 @@
-"""The bundle's manifest and its hashes: what every front end reads before it runs anything.
+"""The bundle's manifest: its schema is the documentation of the format, and what every front end reads first.
 
-    NAME.edgeseg/
-      manifest.json    `Manifest` below        SHA256SUMS    every other file, exactly those that are there
-      model.fp32.onnx  model.fp32.xml/.bin     model.int8.onnx  model.int8.xml/.bin (without --no-int8)
-      golden.npz       MODEL_CARD.md  LICENSE
-
-Needs only the standard library, numpy and pydantic. Hashes detect accidents, not intent.
+Every value that was measured lies in `measured`; without that block, two exports of one run have equal manifests.
 """
 
-import hashlib
 import json
-import os
-import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
+from hashlib import sha256 as sha256_of
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgeseg.errors import EdgesegError
-from edgeseg.labels import LabelScheme
 from edgeseg.preprocess import Normalisation, Preprocessing
 
 SCHEMA_VERSION = 1
-SUFFIX = ".edgeseg"
-MANIFEST = "manifest.json"
-SUMS = "SHA256SUMS"
-SUM_LINE = re.compile(r"([0-9a-f]{64})  ([^\x00-\x1f\\]+)")
 
-INT8_AGREEMENT = 0.95
-"""Label agreement with the torch student from which `precision="auto"` takes the INT8 file. A disagreement of 5 % of
-the union of both foregrounds is a Dice of 0.974 between the two (Dice = 2 J / (1 + J))."""
+BackendName = Literal["openvino", "onnxruntime"]
+PrecisionName = Literal["fp32", "bf16", "int8"]
 
 
 class Part(BaseModel):
@@ -58,12 +44,14 @@ class ChannelNormalisation(Part):
 
 
 class Grid(Part):
-    """`preprocess.Preprocessing`: the fixed grid in pixels, its pixel size in mm, normalisation, overlap of tiles."""
+    """`preprocess.Preprocessing`: the fixed grid in pixels, its pixel size in mm, normalisation, overlap of tiles,
+    and whether one centred window or tiles cover an image that is larger than the grid."""
 
     size: tuple[int, int]
     spacing: tuple[float, float]
     channels: tuple[ChannelNormalisation, ...]
     overlap: float
+    window: Literal["centre", "tiles"]
 
 
 class Data(Part):
@@ -78,12 +66,13 @@ class Data(Part):
 
 def split_sha256(patients: Iterable[str]) -> str:
     """SHA-256 of the sorted patient names of one split, one a line. Without salt: anybody may recompute it."""
-    return hashlib.sha256("\n".join(sorted(set(patients))).encode()).hexdigest()
+    return sha256_of("\n".join(sorted(set(patients))).encode()).hexdigest()
 
 
 class CalibrationFrame(Part):
-    """One frame. Patient and case are SHA-256 hashes salted with the run's weights: whoever holds the run can prove
-    which they are, nobody else can guess them. `sha256` is that of the float32 network input."""
+    """One frame. `patient` and `case` are SHA-256 hashes salted with the run's weights (whoever holds the run can prove
+    which they are, nobody else can guess them), or plain ids with `--keep-ids`. `sha256` is that of the float32 network
+    input."""
 
     patient: str
     case: str
@@ -92,13 +81,38 @@ class CalibrationFrame(Part):
 
 
 class Calibration(Part):
-    """Calibration sheet: the frames (not batches) that set the INT8 scales, all of the training split."""
+    """Calibration sheet: the frames (not batches) that set the INT8 scales.
 
+    Attributes:
+        recipe: name of the calibration recipe. source: "run" or a data spec without its path.
+        data: name of the data set. synthetic: no patient's image among them.
+        ids: "salted" or "kept". strata: for each property that the data set knows, value -> number of frames.
+    """
+
+    recipe: str
+    source: str
     data: str
+    synthetic: bool
+    ids: Literal["salted", "kept"]
     seed: int
     patients: int
     strata: dict[str, dict[str, int]]
     frames: tuple[CalibrationFrame, ...]
+
+
+class FrameProtocol(Part):
+    """One frame graph: raw frames of this shape, spacing (mm) and type in, label values uint8 in the same grid out.
+
+    Attributes:
+        name: its folder below frames/, for example 256x216@1.40625-uint16.
+        back: "logits" go back to the native grid linearly before the arg-max, or "labels" after it (nearest).
+    """
+
+    name: str
+    size: tuple[int, int]
+    spacing: tuple[float, float]
+    dtype: Literal["uint8", "int16", "uint16", "float32"]
+    back: Literal["logits", "labels"]
 
 
 class FileCheck(Part):
@@ -112,8 +126,8 @@ class FileCheck(Part):
     """
 
     file: str
-    backend: Literal["openvino", "onnxruntime"]
-    precision: Literal["fp32", "int8"]
+    backend: BackendName
+    precision: PrecisionName
     bytes: int
     max_logit_difference: float
     logit_range: float
@@ -121,13 +135,136 @@ class FileCheck(Part):
     label_agreement: float
 
 
+class Estimate(Part):
+    """A measured value with its 95 % interval (None where it has none) over `n` patients or rounds."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Gate(Part):
+    """One admission gate: what was measured of `subject`, against which limit.
+
+    Attributes:
+        name: for example "mean Dice drop". unit: of value and limit, "" for a plain number.
+        subject: "openvino int8", "onnxruntime int8", "openvino bf16", "fp32 files", "int8 files".
+        kind: "accuracy", "clinical", "distance", "parity" or "speed".
+        tested: the number that is held against the limit: `estimate.value` or one end of its interval, as named.
+    """
+
+    name: str
+    subject: str
+    kind: Literal["accuracy", "clinical", "distance", "parity", "speed"]
+    estimate: Estimate
+    tested: Literal["value", "low", "high"]
+    relation: Literal["<=", ">=", ">"]
+    limit: float
+    unit: str
+    passed: bool
+
+
+class Rung(Part):
+    """One step of the quantisation ladder for one runtime; `failed`: the gates that it missed (none: admitted)."""
+
+    rung: str
+    backend: BackendName
+    settings: dict[str, Any]
+    dice: float
+    failed: tuple[str, ...]
+
+
+class Scores(Part):
+    """Dice of one file on one split: structure (and "mean") -> estimate over patients."""
+
+    backend: BackendName
+    precision: PrecisionName
+    split: str
+    dice: dict[str, Estimate]
+
+
+class Streaming(Part):
+    """Mean Dice with every frame normalised by itself minus with the volume's statistics, on one split."""
+
+    split: str
+    volume: Estimate
+    difference: Estimate
+
+
+class CpuClass(Part):
+    """What decides which precision is fastest: the instruction sets that runtimes use, and the cores to run on."""
+
+    isa: tuple[str, ...]
+    cores: int
+
+
+class Speed(Part):
+    """Network latency of one row of the paired, interleaved run: median in ms, and how many times as fast as FP32 in
+    the same runtime."""
+
+    backend: BackendName
+    precision: PrecisionName
+    median_ms: float
+    over_fp32: Estimate | None
+
+
+class Speeds(Part):
+    """One speed measurement: on what (`cpu` is the model's name), with how many threads, whether others were busy."""
+
+    cpu_class: CpuClass
+    cpu: str
+    threads: int
+    busy: bool
+    rows: tuple[Speed, ...]
+
+
+class Admission(Part):
+    """Every gate on `split` of the data set; dev chooses, so val is never here."""
+
+    data: str
+    split: str
+    patients: int
+    gates: tuple[Gate, ...]
+
+    def admitted(self, backend: str, precision: str) -> bool:
+        """Whether a precision of a runtime passed all its gates but speed, which depends on the machine."""
+        own = [g for g in self.gates if g.subject in (f"{backend} {precision}", f"{precision} files")
+               and g.kind != "speed"]
+        return any(g.kind == "accuracy" for g in own) and all(g.passed for g in own)
+
+
+class FrameCheck(Part):
+    """A frame graph against the NumPy pipeline on real frames: share of equal labels where either sees foreground,
+    and the least Dice of a structure between the two."""
+
+    protocol: str
+    backend: BackendName
+    precision: PrecisionName
+    agreement: float
+    least_dice: float
+
+
 class Measured(Part):
-    """Every measured value: `checks` on `frames` frames of the split `frames_from`, and what training reported."""
+    """Every measured value.
+
+    Attributes:
+        checks: each file against torch on `frames` frames of the split `frames_from`.
+        training: what training reported.
+        ladder, admission, speeds: how the INT8 files were found, which gates they passed, how fast they are here.
+        scores: of dev and (only reported) val. streaming: the price of statistics of a frame instead of a volume.
+    """
 
     frames: int
     frames_from: str
     checks: tuple[FileCheck, ...]
     training: dict[str, Any]
+    ladder: tuple[Rung, ...] = ()
+    admission: Admission | None = None
+    speeds: Speeds | None = None
+    scores: tuple[Scores, ...] = ()
+    streaming: tuple[Streaming, ...] = ()
+    frame_checks: tuple[FrameCheck, ...] = ()
 
 
 class Manifest(Part):
@@ -146,6 +283,7 @@ class Manifest(Part):
     distillation: dict[str, Any]
     licences: dict[str, str]
     calibration: Calibration | None
+    frames: tuple[FrameProtocol, ...] = ()
     versions: dict[str, str]
     measured: Measured
 
@@ -182,114 +320,4 @@ def grid_of(preprocessing: Preprocessing) -> Grid:
 
 def preprocessing_of(grid: Grid) -> Preprocessing:
     channels = tuple(Normalisation(**c.model_dump()) for c in grid.channels)
-    return Preprocessing(grid.size, grid.spacing, channels, grid.overlap)
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """An opened bundle: every hash was right when it was opened. `files` are the names that it holds."""
-
-    path: Path
-    manifest: Manifest
-    files: frozenset[str]
-
-    @cached_property
-    def preprocessing(self) -> Preprocessing:
-        return preprocessing_of(self.manifest.preprocessing)
-
-    @cached_property
-    def scheme(self) -> LabelScheme:
-        return LabelScheme(self.manifest.labels.names, self.manifest.labels.values)
-
-    def file(self, name: str) -> Path:
-        """Path of a file of the bundle; EdgesegError when it has none of that name."""
-        if name not in self.files:
-            raise EdgesegError(f"{self.path}: this bundle has no {name}; it holds {', '.join(sorted(self.files))}")
-        return self.path / name
-
-
-def open_bundle(path: Path | str) -> Bundle:
-    """Open a bundle folder: every hash first, then the manifest.
-
-    Raises:
-        EdgesegError: no bundle, a changed, missing or extra file, a link, a name that leaves the folder, or a manifest
-            that this version cannot read.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        hint = "unpack it first" if folder.is_file() else "`edgeseg export` makes one"
-        raise EdgesegError(f"{folder}: no bundle folder: {hint}")
-    if folder.is_symlink():
-        folder = folder.resolve()
-    sums = read_sums(folder)
-    present = list_files(folder)
-    if missing := sorted(set(sums) - present):
-        raise EdgesegError(f"{folder / missing[0]}: missing, but {SUMS} lists it: copy the bundle again")
-    if extra := sorted(present - set(sums) - {SUMS}):
-        raise EdgesegError(f"{folder / extra[0]}: does not belong to this bundle ({SUMS} does not list it): remove it")
-    for name, digest in sums.items():
-        if sha256(folder / name) != digest:
-            raise EdgesegError(f"{folder / name}: changed since the bundle was made: copy the bundle again")
-    if MANIFEST not in sums:
-        raise EdgesegError(f"{folder}: the bundle has no {MANIFEST}: copy it again")
-    return Bundle(folder, Manifest.read(folder / MANIFEST), frozenset(present))
-
-
-def write_sums(folder: Path) -> None:
-    """Write SHA256SUMS over every other file of `folder` (the format of `sha256sum`, sorted by name)."""
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in sorted(list_files(folder) - {SUMS})]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
-
-
-def read_sums(folder: Path) -> dict[str, str]:
-    """File name -> hash.
-
-    Raises:
-        EdgesegError: no SHA256SUMS, a malformed line, a name twice, or a name that leaves the folder.
-    """
-    path = folder / SUMS
-    if path.is_symlink() or not path.is_file():
-        raise EdgesegError(f"{folder}: no bundle (it has no {SUMS}): name a folder that `edgeseg export` made")
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise EdgesegError(f"{path}: damaged: copy the bundle again") from None
-    sums: dict[str, str] = {}
-    for line in text.removesuffix("\n").split("\n"):  # not splitlines: it takes other characters for line ends too
-        match = SUM_LINE.fullmatch(line)
-        if not match or match[2] in sums or not text.endswith("\n"):
-            raise EdgesegError(f"{path}: damaged (line {line[:80]!r}): copy the bundle again")
-        name = match[2]
-        if name.startswith("/") or re.match(r"[A-Za-z]:", name) or not all(p.strip(". ") for p in name.split("/")):
-            raise EdgesegError(f"{path}: the name {name!r} leaves the bundle: do not use this bundle")
-        sums[name] = match[1]
-    return sums
-
-
-def list_files(folder: Path) -> set[str]:
-    """Names of all files below `folder`, with forward slashes; EdgesegError for a link or anything but a file."""
-    found = set()
-    for parent, folders, files in os.walk(folder):
-        for name in [*folders, *files]:
-            path = Path(parent, name)
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise EdgesegError(f"{path}: a bundle holds plain files only, no links: do not use this bundle")
-        found |= {Path(parent, name).relative_to(folder).as_posix() for name in files}
-    return found
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def latest_bundle(root: Path = Path("runs")) -> Path:
-    """The bundle below `root` that was made last.
-
-    Raises:
-        EdgesegError: there is none.
-    """
-    found = sorted(root.glob(f"*{SUFFIX}/{MANIFEST}"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise EdgesegError(f"no bundle in {root}/: `edgeseg export` makes one, or name a bundle folder")
-    return found[-1].parent
+    return Preprocessing(grid.size, grid.spacing, channels, grid.overlap, grid.window)

@@ -71,12 +71,15 @@ class Preprocessing:
         spacing: pixel size of that grid (row, column) in mm.
         channels: one Normalisation a channel.
         overlap: least share of a tile that neighbours have in common when an image is larger than the grid.
+        window: what an image larger than the grid gets. "centre": one window around its centre, background outside
+            (one pass of the network: for data whose structures lie there, as in cardiac MR). "tiles": all of it.
     """
 
     size: Shape
     spacing: tuple[float, float]
     channels: tuple[Normalisation, ...] = (Normalisation(),)
     overlap: float = 0.25
+    window: Literal["centre", "tiles"] = "tiles"
 
     @property
     def extent_mm(self) -> tuple[float, float]:
@@ -99,16 +102,18 @@ class Preprocessing:
     def segment(self, frames: np.ndarray, spacing: tuple[float, float], net: Net, batch: int = 1) -> np.ndarray:
         """Raw float32 [N, C, H, W] of `spacing` mm -> class indices uint8 [N, H, W] in the same grid.
 
-        An image larger than the grid is covered by overlapping tiles whose logits are blended; logits go back to the
-        native grid linearly and the arg-max is taken there.
+        An image larger than the grid gets one centred window or overlapping tiles whose logits are blended (`window`);
+        logits go back to the native grid linearly and the arg-max is taken there.
         """
         canvas = self.to_canvas(frames, spacing)
         return to_native(self.canvas_logits(canvas, net, batch), frames.shape[-2:])
 
     def canvas_logits(self, canvas: np.ndarray, net: Net, batch: int = 1) -> np.ndarray:
-        """Normalised canvas [N, C, h, w] -> logits float32 [N, K, h, w], tiled where larger than the grid."""
-        starts = [(y, x) for y in geometry.tile_starts(canvas.shape[-2], self.size[0], self.overlap)
-                  for x in geometry.tile_starts(canvas.shape[-1], self.size[1], self.overlap)]
+        """Normalised canvas [N, C, h, w] -> logits float32 [N, K, h, w].
+
+        Outside a centred window all logits are 0, of which the arg-max is the first class, background.
+        """
+        starts = self.starts((canvas.shape[-2], canvas.shape[-1]))
         weight = geometry.blend_weight(self.size) if len(starts) > 1 else np.ones(self.size, np.float32)
         total, norm = None, np.zeros(canvas.shape[-2:], np.float32)
         for start in starts:
@@ -119,7 +124,14 @@ class Preprocessing:
             geometry.add_window(total, logits * weight, start)
             geometry.add_window(norm, weight, start)
         assert total is not None  # tile_starts never returns an empty list
-        return total / norm
+        return total / np.where(norm > 0, norm, np.float32(1))
+
+    def starts(self, shape: Shape) -> list[Shape]:
+        """First pixel (row, column) of each window on a canvas of `shape`; below 0 where the canvas is padded."""
+        if self.window == "centre":
+            return [geometry.centre_start(shape, self.size)]
+        return [(y, x) for y in geometry.tile_starts(shape[0], self.size[0], self.overlap)
+                for x in geometry.tile_starts(shape[1], self.size[1], self.overlap)]
 
 
 def to_native(logits: np.ndarray, shape: Shape) -> np.ndarray:

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeseg.manifest import MANIFEST, Calibration, Data, FileCheck, Labels, Manifest, Measured, grid_of, write_sums
+from edgeseg.container import MANIFEST, write_sums
+from edgeseg.manifest import Calibration, Data, FileCheck, Labels, Manifest, Measured, grid_of
 from edgeseg.preprocess import Normalisation, Preprocessing
 from edgeseg.runtime.golden import Golden, save_golden
 
@@ -67,7 +68,8 @@ def make_bundle(path: Path, frames: int = 3, precisions: tuple[str, ...] = ("fp3
         name=path.stem, task="test", intended_use="test", labels=Labels(names=NAMES, values=(0, 1, 2, 3)),
         channels=("MRI",), preprocessing=grid_of(GRID), student={}, teacher={},
         data=data, distillation=distillation or {}, licences={},
-        calibration=Calibration(data="test", seed=0, patients=0, strata={}, frames=()), versions={},
+        calibration=Calibration(recipe="run", source="run", data="test", synthetic=False, ids="salted", seed=0,
+                                patients=0, strata={}, frames=()), versions={},
         measured=Measured(frames=0, frames_from="none", checks=tuple(checks), training={}),
     ).write(path / MANIFEST)
     write_sums(path)

@@ -62,8 +62,8 @@ def frames_of(case: Case, preprocessing: Preprocessing, number: int, offset: flo
 
 def centre_window(canvas: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The window of the fixed grid around the centre of a normalised canvas [C, h, w], padded with 0 as in use."""
-    start = [-((g - n) // 2) if n <= g else (n - g) // 2 for n, g in zip(canvas.shape[-2:], size, strict=True)]
-    return np.ascontiguousarray(geometry.take_window(canvas, (start[0], start[1]), size))
+    start = geometry.centre_start((canvas.shape[-2], canvas.shape[-1]), size)
+    return np.ascontiguousarray(geometry.take_window(canvas, start, size))
 
 
 def calibration_frames(run: Run, data: Dataset, count: int, seed: int) -> tuple[np.ndarray, Calibration]:
@@ -88,7 +88,8 @@ def calibration_frames(run: Run, data: Dataset, count: int, seed: int) -> tuple[
 
     rows = tuple(CalibrationFrame(patient=hashed(f.case.patient), case=hashed(f.case.id), slice=f.index,
                                   sha256=hashlib.sha256(f.window.tobytes()).hexdigest()) for f in frames)
-    sheet = Calibration(data=data.name, seed=seed, patients=len({r.patient for r in rows}), strata=strata(frames),
+    sheet = Calibration(recipe="run", source="run", data=data.name, synthetic=False, ids="salted", seed=seed,
+                        patients=len({r.patient for r in rows}), strata=strata(frames),
                         frames=rows)
     return np.stack([f.window for f in frames]), sheet
 

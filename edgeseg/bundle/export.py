@@ -17,22 +17,10 @@ from edgeseg.bundle.calibrate import calibration_frames, draw_frames
 from edgeseg.bundle.card import licence_text, model_card
 from edgeseg.bundle.fold import fold_batch_norm, torch_logits
 from edgeseg.bundle.staging import beside, check_target
+from edgeseg.container import MANIFEST, SUFFIX, open_bundle, write_sums
 from edgeseg.distill.run import Run
 from edgeseg.errors import EdgesegError
-from edgeseg.manifest import (
-    MANIFEST,
-    SUFFIX,
-    Calibration,
-    Data,
-    FileCheck,
-    Labels,
-    Manifest,
-    Measured,
-    grid_of,
-    open_bundle,
-    split_sha256,
-    write_sums,
-)
+from edgeseg.manifest import Calibration, Data, FileCheck, Labels, Manifest, Measured, grid_of, split_sha256
 from edgeseg.measure.document import plain
 from edgeseg.onnx_file import write_onnx
 

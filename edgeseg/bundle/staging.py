@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgeseg.container import MANIFEST, SUMS
 from edgeseg.errors import EdgesegError
-from edgeseg.manifest import MANIFEST, SUMS
 
 
 def check_target(target: Path, force: bool) -> None:

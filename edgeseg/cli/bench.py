@@ -35,7 +35,7 @@ def bench(
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from edgeseg.cli.progress import Progress
-        from edgeseg.manifest import latest_bundle
+        from edgeseg.container import latest_bundle
         from edgeseg.measure.bench import bench_bundle
         from edgeseg.measure.document import check_out, one_line
 

@@ -26,7 +26,7 @@ def evaluate(
 ) -> None:
     """Compare a bundle's masks with manual labels, per structure and phase, and what a clinician reads from them."""
     from edgeseg.cli.progress import Progress
-    from edgeseg.manifest import latest_bundle
+    from edgeseg.container import latest_bundle
     from edgeseg.measure.document import check_out, one_line
     from edgeseg.measure.evaluate import evaluate_bundle
 

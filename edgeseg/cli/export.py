@@ -19,8 +19,8 @@ def export(
 ) -> None:
     """Turn a run into a bundle: ONNX and OpenVINO IR, FP32 and INT8, each checked against the trained student."""
     from edgeseg.bundle.export import export_bundle, file_rows
+    from edgeseg.container import open_bundle
     from edgeseg.distill.run import Run, latest_run
-    from edgeseg.manifest import open_bundle
 
     bundle = open_bundle(export_bundle(Run.open(run or latest_run()), out, int8, calibration_frames, seed, force,
                                        lambda line: typer.echo(f"export   {line} ...", err=as_json)))

@@ -22,8 +22,8 @@ def predict(
     as_json: Annotated[bool, Opt("--json", help="print the results as one JSON line at the end")] = False,
 ) -> None:
     """Segment NIfTI images as nnUNetv2_predict does: masks of the same geometry and name, 4D cine included."""
+    from edgeseg.container import latest_bundle
     from edgeseg.errors import EdgesegError
-    from edgeseg.manifest import latest_bundle
     from edgeseg.measure.document import one_line
     from edgeseg.runtime.predict import predict as run_predict
     from edgeseg.runtime.segmenter import Segmenter

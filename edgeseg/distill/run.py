@@ -112,7 +112,8 @@ class Run:
 def preprocessing_from_dict(values: dict[str, Any]) -> Preprocessing:
     """The inverse of `dataclasses.asdict` after a trip through JSON."""
     channels = tuple(Normalisation(**c) for c in values["channels"])
-    return Preprocessing(tuple(values["size"]), tuple(values["spacing"]), channels, values["overlap"])
+    return Preprocessing(tuple(values["size"]), tuple(values["spacing"]), channels, values["overlap"],
+                         values["window"])
 
 
 def latest_run(root: Path = Path("runs")) -> Path:

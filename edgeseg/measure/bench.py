@@ -132,7 +132,7 @@ def bench_bundle(path: Path, against: Path | None = None, threads: int | None = 
     Raises:
         EdgesegError: a bundle that fails its hashes or has no frames, a network that does not load, bad numbers.
     """
-    from edgeseg.manifest import open_bundle
+    from edgeseg.container import open_bundle
     from edgeseg.runtime.segmenter import default_precision
 
     if not (0 < seconds < math.inf and 0 < target < math.inf):

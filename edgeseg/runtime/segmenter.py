@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 
 from edgeseg.case import Case
+from edgeseg.container import Bundle, open_bundle
 from edgeseg.errors import EdgesegError
 from edgeseg.geometry import canvas_shape
-from edgeseg.manifest import INT8_AGREEMENT, Bundle, Manifest, open_bundle
+from edgeseg.manifest import Manifest
 from edgeseg.runtime.backends import BACKENDS, PRECISIONS, SUFFIX, load_backend
 from edgeseg.runtime.threads import checked_threads
 
@@ -126,6 +127,6 @@ def model_file(backend: str, precision: str) -> str:
 def default_precision(manifest: Manifest, backend: str) -> str:
     """INT8 when its labels agreed with torch well enough on this runtime when the bundle was made, else FP32."""
     for check in manifest.measured.checks:
-        if (check.backend, check.precision) == (backend, "int8") and check.label_agreement >= INT8_AGREEMENT:
+        if (check.backend, check.precision) == (backend, "int8") and check.label_agreement >= 0.95:
             return "int8"
     return "fp32"

@@ -16,10 +16,10 @@ import pytest
 import tiny_run
 
 from edgeseg.bundle.export import export_bundle, without_paths
+from edgeseg.container import open_bundle
 from edgeseg.distill.run import Run
 from edgeseg.errors import EdgesegError
 from edgeseg.geometry import take_window
-from edgeseg.manifest import open_bundle
 from edgeseg.runtime.backends import BACKENDS, PRECISIONS
 from edgeseg.runtime.golden import label_agreement, load_golden
 from edgeseg.runtime.segmenter import Segmenter

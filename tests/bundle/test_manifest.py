@@ -5,8 +5,9 @@ import shutil
 import pytest
 import tiny_bundle
 
+from edgeseg.container import MANIFEST, SUMS, latest_bundle, open_bundle, write_sums
 from edgeseg.errors import EdgesegError
-from edgeseg.manifest import MANIFEST, SUMS, Manifest, latest_bundle, open_bundle, write_sums
+from edgeseg.manifest import Manifest
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 import tiny_bundle
 
 from edgeseg.bundle.staging import beside, check_target
+from edgeseg.container import open_bundle
 from edgeseg.errors import EdgesegError
-from edgeseg.manifest import open_bundle
 
 
 def write_and_fail(target, failure):

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from edgeseg.cli.export import export
 from edgeseg.cli.main import main
-from edgeseg.manifest import open_bundle
+from edgeseg.container import open_bundle
 from edgeseg.runtime.segmenter import Segmenter
 
 app = typer.Typer()

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = ("cli", "report", "bundle", "distill", "teachers, students, losses, measure", "runtime", "readers, phantoms",
-          "manifest", "case, preprocess", "geometry, labels", "errors, onnx_file, torchvision_ops")
+          "container", "manifest", "case, preprocess", "geometry, labels", "errors, onnx_file, torchvision_ops")
 """From the top. A part imports itself and what lies below it, never its neighbours."""
 NEIGHBOURS = {("readers", "phantoms"), ("phantoms", "readers")}
 """`phantom:cine` is a data set as any other, and phantoms are written in the layouts that the readers read."""

@@ -11,11 +11,11 @@ import pytest
 from disks import dataset, disks
 
 from edgeseg.bundle.export import export_bundle
+from edgeseg.container import Bundle, open_bundle
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.run import Run
 from edgeseg.distill.train import distill
 from edgeseg.labels import IGNORE, LabelScheme
-from edgeseg.manifest import Bundle, open_bundle
 from edgeseg.measure.bench import bench_bundle
 from edgeseg.phantoms.write import write_nnunet
 from edgeseg.readers import CaseRef, Dataset, open_data

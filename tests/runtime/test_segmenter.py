@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tiny_bundle
 
+from edgeseg.container import MANIFEST, open_bundle, write_sums
 from edgeseg.errors import EdgesegError
-from edgeseg.manifest import MANIFEST, Manifest, open_bundle, write_sums
+from edgeseg.manifest import Manifest
 from edgeseg.runtime.backends import BACKENDS, PRECISIONS
 from edgeseg.runtime.segmenter import Segmenter
 

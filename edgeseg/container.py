@@ -1,0 +1,137 @@
+"""Bundle: a folder whose hashes are checked before anything in it is read.
+
+    NAME.edgeseg/
+      manifest.json    `manifest.Manifest`     SHA256SUMS    every other file, exactly those that are there
+      model.fp32.onnx  model.fp32.xml/.bin     model.int8.onnx  model.int8.xml/.bin (without --no-int8)
+      frames/PROTOCOL/{fp32,int8}.{onnx,xml,bin}             (one folder for each --frame)
+      golden.npz       metadata.json  MODEL_CARD.md  LICENSE
+
+Needs only the standard library, numpy and pydantic. Hashes detect accidents, not intent.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from edgeseg.errors import EdgesegError
+from edgeseg.labels import LabelScheme
+from edgeseg.manifest import Manifest, preprocessing_of
+from edgeseg.preprocess import Preprocessing
+
+SUFFIX = ".edgeseg"
+MANIFEST = "manifest.json"
+SUMS = "SHA256SUMS"
+SUM_LINE = re.compile(r"([0-9a-f]{64})  ([^\x00-\x1f\\]+)")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: every hash was right when it was opened. `files` are the names that it holds."""
+
+    path: Path
+    manifest: Manifest
+    files: frozenset[str]
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        return preprocessing_of(self.manifest.preprocessing)
+
+    @cached_property
+    def scheme(self) -> LabelScheme:
+        return LabelScheme(self.manifest.labels.names, self.manifest.labels.values)
+
+    def file(self, name: str) -> Path:
+        """Path of a file of the bundle; EdgesegError when it has none of that name."""
+        if name not in self.files:
+            raise EdgesegError(f"{self.path}: this bundle has no {name}; it holds {', '.join(sorted(self.files))}")
+        return self.path / name
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Open a bundle folder: every hash first, then the manifest.
+
+    Raises:
+        EdgesegError: no bundle, a changed, missing or extra file, a link, a name that leaves the folder, or a manifest
+            that this version cannot read.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        hint = "unpack it first" if folder.is_file() else "`edgeseg export` makes one"
+        raise EdgesegError(f"{folder}: no bundle folder: {hint}")
+    if folder.is_symlink():
+        folder = folder.resolve()
+    sums = read_sums(folder)
+    present = list_files(folder)
+    if missing := sorted(set(sums) - present):
+        raise EdgesegError(f"{folder / missing[0]}: missing, but {SUMS} lists it: copy the bundle again")
+    if extra := sorted(present - set(sums) - {SUMS}):
+        raise EdgesegError(f"{folder / extra[0]}: does not belong to this bundle ({SUMS} does not list it): remove it")
+    for name, digest in sums.items():
+        if sha256(folder / name) != digest:
+            raise EdgesegError(f"{folder / name}: changed since the bundle was made: copy the bundle again")
+    if MANIFEST not in sums:
+        raise EdgesegError(f"{folder}: the bundle has no {MANIFEST}: copy it again")
+    return Bundle(folder, Manifest.read(folder / MANIFEST), frozenset(present))
+
+
+def write_sums(folder: Path) -> None:
+    """Write SHA256SUMS over every other file of `folder` (the format of `sha256sum`, sorted by name)."""
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in sorted(list_files(folder) - {SUMS})]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """File name -> hash.
+
+    Raises:
+        EdgesegError: no SHA256SUMS, a malformed line, a name twice, or a name that leaves the folder.
+    """
+    path = folder / SUMS
+    if path.is_symlink() or not path.is_file():
+        raise EdgesegError(f"{folder}: no bundle (it has no {SUMS}): name a folder that `edgeseg export` made")
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise EdgesegError(f"{path}: damaged: copy the bundle again") from None
+    sums: dict[str, str] = {}
+    for line in text.removesuffix("\n").split("\n"):  # not splitlines: it takes other characters for line ends too
+        match = SUM_LINE.fullmatch(line)
+        if not match or match[2] in sums or not text.endswith("\n"):
+            raise EdgesegError(f"{path}: damaged (line {line[:80]!r}): copy the bundle again")
+        name = match[2]
+        if name.startswith("/") or re.match(r"[A-Za-z]:", name) or not all(p.strip(". ") for p in name.split("/")):
+            raise EdgesegError(f"{path}: the name {name!r} leaves the bundle: do not use this bundle")
+        sums[name] = match[1]
+    return sums
+
+
+def list_files(folder: Path) -> set[str]:
+    """Names of all files below `folder`, with forward slashes; EdgesegError for a link or anything but a file."""
+    found = set()
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            path = Path(parent, name)
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise EdgesegError(f"{path}: a bundle holds plain files only, no links: do not use this bundle")
+        found |= {Path(parent, name).relative_to(folder).as_posix() for name in files}
+    return found
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def latest_bundle(root: Path = Path("runs")) -> Path:
+    """The bundle below `root` that was made last.
+
+    Raises:
+        EdgesegError: there is none.
+    """
+    found = sorted(root.glob(f"*{SUFFIX}/{MANIFEST}"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise EdgesegError(f"no bundle in {root}/: `edgeseg export` makes one, or name a bundle folder")
+    return found[-1].parent
