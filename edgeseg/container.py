@@ -1,4 +1,4 @@
-"""Bundle: a folder whose hashes are checked before anything in it is read.
+"""Bundle: a folder, or a zip of it, whose hashes are checked before anything in it is read.
 
     NAME.edgeseg/
       manifest.json    `manifest.Manifest`     SHA256SUMS    every other file, exactly those that are there
@@ -12,10 +12,15 @@ Needs only the standard library, numpy and pydantic. Hashes detect accidents, no
 import hashlib
 import os
 import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from edgeseg.archive import Archive, is_safe
 from edgeseg.errors import EdgesegError
 from edgeseg.labels import LabelScheme
 from edgeseg.manifest import Manifest, preprocessing_of
@@ -23,13 +28,17 @@ from edgeseg.preprocess import Preprocessing
 
 SUFFIX = ".edgeseg"
 MANIFEST = "manifest.json"
+METADATA = "metadata.json"
 SUMS = "SHA256SUMS"
 SUM_LINE = re.compile(r"([0-9a-f]{64})  ([^\x00-\x1f\\]+)")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: every hash was right when it was opened. `files` are the names that it holds."""
+    """An opened bundle: every hash was right when it was opened. `files` are the names that it holds.
+
+    Keep the Bundle, not only its `path`: of a zip that is a temporary folder, gone when the Bundle is.
+    """
 
     path: Path
     manifest: Manifest
@@ -51,30 +60,80 @@ class Bundle:
 
 
 def open_bundle(path: Path | str) -> Bundle:
-    """Open a bundle folder: every hash first, then the manifest.
+    """Open a bundle folder, or a zip that `edgeseg bundle pack` made: every hash first, then the manifest.
+
+    A zip is unpacked into a temporary folder, the `path` of the Bundle, which is removed with the Bundle.
 
     Raises:
-        EdgesegError: no bundle, a changed, missing or extra file, a link, a name that leaves the folder, or a manifest
-            that this version cannot read.
+        EdgesegError: no bundle, a changed, missing or extra file, a link, a name that leaves the folder, a manifest
+            that this version cannot read, or one that names what is not there.
     """
     folder = Path(path)
+    if folder.is_file():
+        return open_packed(folder)
     if not folder.is_dir():
-        hint = "unpack it first" if folder.is_file() else "`edgeseg export` makes one"
-        raise EdgesegError(f"{folder}: no bundle folder: {hint}")
+        raise EdgesegError(f"{folder}: no bundle folder: `edgeseg export` makes one")
     if folder.is_symlink():
         folder = folder.resolve()
     sums = read_sums(folder)
     present = list_files(folder)
-    if missing := sorted(set(sums) - present):
-        raise EdgesegError(f"{folder / missing[0]}: missing, but {SUMS} lists it: copy the bundle again")
-    if extra := sorted(present - set(sums) - {SUMS}):
-        raise EdgesegError(f"{folder / extra[0]}: does not belong to this bundle ({SUMS} does not list it): remove it")
+    compare_names(folder, sums, present)
     for name, digest in sums.items():
         if sha256(folder / name) != digest:
             raise EdgesegError(f"{folder / name}: changed since the bundle was made: copy the bundle again")
+    bundle = Bundle(folder, Manifest.read(folder / MANIFEST), frozenset(present))
+    check_parts(bundle)
+    return bundle
+
+
+def open_packed(path: Path) -> Bundle:
+    holder = tempfile.mkdtemp(prefix="edgeseg-")
+    try:
+        name = path.name.removesuffix(".zip").removesuffix(SUFFIX) + SUFFIX
+        bundle = extract(path, Path(holder, name))
+    except BaseException:
+        shutil.rmtree(holder, ignore_errors=True)
+        raise
+    weakref.finalize(bundle, shutil.rmtree, holder, ignore_errors=True)  # also at the end of the process
+    return bundle
+
+
+def extract(path: Path, folder: Path) -> Bundle:
+    """Unpack the zip `path` into `folder`, which is empty or not there, and open it; errors name the zip.
+
+    Nothing is written before the zip's directory was checked and found to list the files of SHA256SUMS.
+    """
+    with Archive(path) as archive:
+        if SUMS not in archive.names:
+            raise EdgesegError(f"{path}: no bundle (it has no {SUMS}): `edgeseg bundle pack` makes one")
+        compare_names(path, parse_sums(path / SUMS, archive.read(SUMS)), archive.names)
+        folder.mkdir(exist_ok=True)
+        archive.extract(folder)
+    try:
+        return open_bundle(folder)
+    except EdgesegError as error:
+        raise EdgesegError(str(error).replace(str(folder), str(path))) from None
+
+
+def compare_names(where: Path, sums: dict[str, str], present: Set[str]) -> None:
+    """Refuse a bundle that does not hold exactly the files that its SHA256SUMS lists."""
+    if missing := sorted(set(sums) - present):
+        raise EdgesegError(f"{where / missing[0]}: missing, but {SUMS} lists it: copy the bundle again")
+    if extra := sorted(present - set(sums) - {SUMS}):
+        raise EdgesegError(f"{where / extra[0]}: does not belong to this bundle ({SUMS} does not list it): remove it")
     if MANIFEST not in sums:
-        raise EdgesegError(f"{folder}: the bundle has no {MANIFEST}: copy it again")
-    return Bundle(folder, Manifest.read(folder / MANIFEST), frozenset(present))
+        raise EdgesegError(f"{where}: the bundle has no {MANIFEST}: copy it again")
+
+
+def check_parts(bundle: Bundle) -> None:
+    """Refuse an IR without its weights, and a frame protocol whose name is no folder of the bundle."""
+    for name in sorted(bundle.files):
+        if name.endswith(".xml") and (weights := name.removesuffix(".xml") + ".bin") not in bundle.files:
+            raise EdgesegError(f"{bundle.path / weights}: missing, and {name} is nothing without it: export again")
+    for protocol in bundle.manifest.frames:
+        if not any(re.fullmatch(rf"frames/{re.escape(protocol.name)}/[^/]+", name) for name in bundle.files):
+            raise EdgesegError(f"{bundle.path / MANIFEST}: names the frame protocol {protocol.name!r}, of which the "
+                               "bundle has no file: export again")
 
 
 def write_sums(folder: Path) -> None:
@@ -92,8 +151,13 @@ def read_sums(folder: Path) -> dict[str, str]:
     path = folder / SUMS
     if path.is_symlink() or not path.is_file():
         raise EdgesegError(f"{folder}: no bundle (it has no {SUMS}): name a folder that `edgeseg export` made")
+    return parse_sums(path, path.read_bytes())
+
+
+def parse_sums(path: Path, content: bytes) -> dict[str, str]:
+    """`content` of SHA256SUMS -> file name -> hash; errors (see `read_sums`) name `path`."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError:
         raise EdgesegError(f"{path}: damaged: copy the bundle again") from None
     sums: dict[str, str] = {}
@@ -101,10 +165,9 @@ def read_sums(folder: Path) -> dict[str, str]:
         match = SUM_LINE.fullmatch(line)
         if not match or match[2] in sums or not text.endswith("\n"):
             raise EdgesegError(f"{path}: damaged (line {line[:80]!r}): copy the bundle again")
-        name = match[2]
-        if name.startswith("/") or re.match(r"[A-Za-z]:", name) or not all(p.strip(". ") for p in name.split("/")):
-            raise EdgesegError(f"{path}: the name {name!r} leaves the bundle: do not use this bundle")
-        sums[name] = match[1]
+        if not is_safe(match[2]):
+            raise EdgesegError(f"{path}: the name {match[2]!r} leaves the bundle: do not use this bundle")
+        sums[match[2]] = match[1]
     return sums
 
 

@@ -32,10 +32,25 @@ def resize_linear(images: np.ndarray, shape: Shape) -> np.ndarray:
     return out.reshape(*images.shape[:-2], *shape)
 
 
+def linear_weights(n_in: int, n_out: int) -> np.ndarray:
+    """float64 [n_out, n_in]: `resize_linear` along one axis as a matrix, at most two weights a row, their sum 1."""
+    at = np.clip((np.arange(n_out) + 0.5) * n_in / n_out - 0.5, 0, n_in - 1)
+    left = np.minimum(at.astype(int), max(0, n_in - 2))
+    weights = np.zeros((n_out, n_in))
+    weights[np.arange(n_out), left] = 1 - (at - left)
+    if n_in > 1:
+        weights[np.arange(n_out), left + 1] = at - left
+    return weights
+
+
+def nearest_index(n_in: int, n_out: int) -> np.ndarray:
+    """int64 [n_out]: the one of n_in pixels that holds each new pixel's centre."""
+    return np.minimum(((np.arange(n_out) + 0.5) * n_in / n_out).astype(int), n_in - 1)
+
+
 def resize_labels(labels: np.ndarray, shape: Shape) -> np.ndarray:
     """uint8 [..., H, W] -> [..., h, w]: the label of the native pixel that holds each new pixel's centre."""
-    rows, cols = (np.minimum(((np.arange(n) + 0.5) * m / n).astype(int), m - 1)
-                  for n, m in zip(shape, labels.shape[-2:], strict=True))
+    rows, cols = (nearest_index(m, n) for n, m in zip(shape, labels.shape[-2:], strict=True))
     return labels[..., rows[:, None], cols[None, :]]
 
 

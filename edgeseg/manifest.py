@@ -321,3 +321,7 @@ def grid_of(preprocessing: Preprocessing) -> Grid:
 def preprocessing_of(grid: Grid) -> Preprocessing:
     channels = tuple(Normalisation(**c.model_dump()) for c in grid.channels)
     return Preprocessing(grid.size, grid.spacing, channels, grid.overlap, grid.window)
+
+
+if __name__ == "__main__":  # python -m edgeseg.manifest > docs/manifest.schema.json
+    print(json.dumps(Manifest.model_json_schema(), indent=1, ensure_ascii=False))

@@ -102,6 +102,7 @@ class Preprocessing:
     def segment(self, frames: np.ndarray, spacing: tuple[float, float], net: Net, batch: int = 1) -> np.ndarray:
         """Raw float32 [N, C, H, W] of `spacing` mm -> class indices uint8 [N, H, W] in the same grid.
 
+        Intensity statistics are those of all frames given: a whole volume's, or with N = 1 a stream's.
         An image larger than the grid gets one centred window or overlapping tiles whose logits are blended (`window`);
         logits go back to the native grid linearly and the arg-max is taken there.
         """

@@ -1,12 +1,27 @@
 """A real bundle around the smallest network there is: each pixel gets the class whose grey level is nearest."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeseg.container import MANIFEST, write_sums
-from edgeseg.manifest import Calibration, Data, FileCheck, Labels, Manifest, Measured, grid_of
+from edgeseg.manifest import (
+    Admission,
+    Calibration,
+    CpuClass,
+    Data,
+    Estimate,
+    FileCheck,
+    Gate,
+    Labels,
+    Manifest,
+    Measured,
+    Speed,
+    Speeds,
+    grid_of,
+)
 from edgeseg.preprocess import Normalisation, Preprocessing
 from edgeseg.runtime.golden import Golden, save_golden
 
@@ -50,8 +65,27 @@ def frame(seed: int) -> np.ndarray:
 DATA = Data(name="test", licence="none", patients={"train": 1}, split_sha256={"train": "0" * 64})
 
 
+def admission(*failed: str) -> Admission:
+    """Every candidate with one accuracy gate, passed but for the subjects in `failed`, for example "openvino int8"."""
+    zero = Estimate(value=0, low=0, high=0, n=3)
+    gates = [Gate(name="mean Dice drop", subject=subject, kind="accuracy", estimate=zero, tested="high",
+                  relation="<=", limit=0.01, unit="", passed=subject not in failed)
+             for subject in ("openvino int8", "openvino bf16", "onnxruntime int8")]
+    return Admission(data="test", split="dev", patients=3, gates=tuple(gates))
+
+
+def speeds(cpu_class: CpuClass, lows: dict[str, float | None], medians: dict[str, float] | None = None) -> Speeds:
+    """Speeds with a row for each key ("openvino int8"): the low end of its ratio to FP32, and its median (1 ms)."""
+    rows = [Speed(backend=key.split()[0], precision=key.split()[1], median_ms=(medians or {}).get(key, 1.0),
+                  over_fp32=Estimate(value=2.0, low=low, high=3.0, n=10)) for key, low in lows.items()]
+    fp32 = [Speed(backend=backend, precision="fp32", median_ms=2.0, over_fp32=None)
+            for backend in ("openvino", "onnxruntime")]
+    return Speeds(cpu_class=cpu_class, cpu="a CPU", threads=1, busy=False, rows=(*fp32, *rows))
+
+
 def make_bundle(path: Path, frames: int = 3, precisions: tuple[str, ...] = ("fp32", "int8"), data: Data = DATA,
-                distillation: dict[str, Any] | None = None) -> Path:
+                distillation: dict[str, Any] | None = None, admission: Admission | None = None,
+                speeds: Speeds | None = None, versions: dict[str, str] | None = None) -> Path:
     """Write a bundle that `open_bundle` accepts. The "int8" files are the FP32 ones: only their place is tested."""
     import openvino as ov
 
@@ -63,15 +97,27 @@ def make_bundle(path: Path, frames: int = 3, precisions: tuple[str, ...] = ("fp3
         checks += [FileCheck(file=f"model.{precision}.{end}", backend=backend, precision=precision, bytes=1,
                              max_logit_difference=0, logit_range=1, relative_error=0, label_agreement=1)
                    for backend, end in (("openvino", "xml"), ("onnxruntime", "onnx"))]
-    save_golden(path / "golden.npz", [Golden(frame(i), (1.5, 1.5), {}) for i in range(frames)])
+    keys = [f"{backend} {precision}" for backend in ("openvino", "onnxruntime") for precision in precisions]
+    save_golden(path / "golden.npz", [Golden(frame(i), (1.5, 1.5), {key: label_image(i) for key in keys})
+                                      for i in range(frames)])
     Manifest(
         name=path.stem, task="test", intended_use="test", labels=Labels(names=NAMES, values=(0, 1, 2, 3)),
         channels=("MRI",), preprocessing=grid_of(GRID), student={}, teacher={},
         data=data, distillation=distillation or {}, licences={},
         calibration=Calibration(recipe="run", source="run", data="test", synthetic=False, ids="salted", seed=0,
-                                patients=0, strata={}, frames=()), versions={},
-        measured=Measured(frames=0, frames_from="none", checks=tuple(checks), training={}),
+                                patients=0, strata={}, frames=()), versions=versions or {},
+        measured=Measured(frames=0, frames_from="none", checks=tuple(checks), training={}, admission=admission,
+                          speeds=speeds),
     ).write(path / MANIFEST)
+    write_sums(path)
+    return path
+
+
+def copy_bundle(bundle: Path, path: Path, **measured: Any) -> Path:
+    """A copy at `path` (cheaper than a new one) whose `measured` block has other values, for example `admission`."""
+    shutil.copytree(bundle, path)
+    manifest = Manifest.read(path / MANIFEST)
+    manifest.model_copy(update={"measured": manifest.measured.model_copy(update=measured)}).write(path / MANIFEST)
     write_sums(path)
     return path
 

@@ -1,6 +1,8 @@
 """MODEL_CARD.md and LICENSE of a bundle, written from its manifest."""
 
-from edgeseg.manifest import FileCheck, Manifest
+from collections.abc import Iterable, Sequence
+
+from edgeseg.manifest import Admission, Estimate, FileCheck, Gate, Manifest, Scores, Speeds
 
 LINKS = {
     "CC BY-NC-SA 4.0": "https://creativecommons.org/licenses/by-nc-sa/4.0/",
@@ -8,74 +10,184 @@ LINKS = {
     "CC BY 4.0": "https://creativecommons.org/licenses/by/4.0/",
     "CC0": "https://creativecommons.org/publicdomain/zero/1.0/",
 }
+SPLITS = {"dev": "dev: every choice was made on it", "val": "val: only reported, nothing was chosen on it"}
 
 
 def model_card(m: Manifest) -> str:
     """The card: what the model is for, what it was made from, what was measured, what is not known."""
+    return "\n\n".join([
+        f"# {m.name}",
+        f"{capital(m.task)}, by a {m.student.get('family', 'small')} student for plain CPUs.",
+        "## Intended use",
+        f"{capital(m.intended_use)}. Not a medical device: no result of it may decide on a patient.",
+        "## Input and output", input_and_output(m),
+        "## Data and licences", data(m),
+        "## Calibration of INT8", calibration(m),
+        "## Admission of INT8", admission(m),
+        "## Dice per structure", dice(m),
+        "## Speed", speed(m.measured.speeds),
+        "## Streams and frame graphs", frames(m),
+        "## Files", files(m),
+        "## Known limits", limits(m),
+    ]) + "\n"
+
+
+def input_and_output(m: Manifest) -> str:
     grid = m.preprocessing
     values = ", ".join(f"{v} {n}" for n, v in zip(m.labels.names, m.labels.values, strict=True))
     kinds = ", ".join(f"{c} ({n.kind})" for c, n in zip(m.channels, grid.channels, strict=True))
+    cover = ("one centred window of {0} x {1} pixels, background outside" if grid.window == "centre" else
+             "covered by windows of {0} x {1} pixels").format(*grid.size)
+    return (f"- Input: {len(m.channels)} channel(s), {kinds}; any pixel grid, resampled to\n"
+            f"  {grid.spacing[0]:g} x {grid.spacing[1]:g} mm, {cover}.\n"
+            f"- Output: label map in the input's own grid: {values}.")
+
+
+def data(m: Manifest) -> str:
     patients = ", ".join(f"{n} {split}" for split, n in m.data.patients.items())
     teacher = ", ".join(f"{k} {v}" for k, v in m.teacher.items() if isinstance(v, str | int | float | list))
-    return f"""# {m.name}
-
-{m.task[0].upper()}{m.task[1:]}, by a {m.student.get("family", "small")} student for plain CPUs.
-
-## Intended use
-
-{m.intended_use.capitalize()}. Not a medical device: no result of it may decide on a patient.
-
-## Input and output
-
-- Input: {len(m.channels)} channel(s), {kinds}; any pixel grid, resampled to
-  {grid.spacing[0]:g} x {grid.spacing[1]:g} mm and covered by windows of {grid.size[0]} x {grid.size[1]} pixels.
-- Output: label map in the input's own grid: {values}.
-
-## Data and licences
-
-- Data: {m.data.name} ({patients} patients), licence: {m.data.licence}.
-- The weights carry the terms of the data that they were trained on: {m.licences["weights"]} (see LICENSE).
-- Teacher: {teacher or "none: trained on labels only"}.
-
-## Calibration of INT8
-
-{calibration(m)}
-
-## Measured
-
-{dice(m)}Each file against the trained student in torch, on {m.measured.frames} frames of {m.measured.frames_from};
-agreement counts the pixels where either sees foreground.
-
-| file | MB | max abs logit difference | logit range | label agreement |
-|---|---|---|---|---|
-{chr(10).join(map(row, m.measured.checks))}
-
-## Known limits
-
-- Only as good as its training data: other scanners, sequences, orientations or diseases were not tested.
-- INT8 results differ slightly between CPUs and runtime versions; golden.npz holds what the building machine computed.
-- No patient image is in this bundle: its golden frames are synthetic.
-"""
+    return (f"- Data: {m.data.name} ({patients} patients), licence: {m.data.licence}.\n"
+            "- The weights carry the terms of the data that they were trained on: "
+            f"{m.licences.get('weights', 'not stated')} (see LICENSE).\n"
+            f"- Teacher: {teacher or 'none: trained on labels only'}.")
 
 
 def calibration(m: Manifest) -> str:
-    if m.calibration is None:
-        return "This bundle has no INT8 files."
+    """The calibration sheet in words."""
     c = m.calibration
+    if c is None:
+        return "This bundle has no INT8 files."
+    kind, patient = ("synthetic frames (no patient's image among them)", "simulated") if c.synthetic else (
+        "frames", "training")
+    source = "the run's own data" if c.source == "run" else c.source
     counts = "; ".join(f"{name}: {', '.join(f'{v} {k}' for k, v in found.items())}" for name, found in c.strata.items())
-    return (f"{len(c.frames)} frames of {c.patients} training patients of {c.data}, seed {c.seed} ({counts}). Patients "
-            "and cases are in the manifest as salted hashes, each frame with its SHA-256.")
+    ids = "as salted hashes" if c.ids == "salted" else "by their ids"
+    spread = f", spread over {counts}" if counts else ""
+    return (f"{len(c.frames)} {kind} of {c.patients} {patient} patients of {c.data} (recipe {c.recipe}, from {source}, "
+            f"seed {c.seed}){spread}. Patients and cases are in the manifest {ids}, each frame with its SHA-256. None "
+            "is of a dev or val patient.")
+
+
+def admission(m: Manifest) -> str:
+    """Verdict for each precision of each runtime, every gate behind it, and the ladder that led there."""
+    a = m.measured.admission
+    if a is None:
+        return "Not tested." if m.calibration else "This bundle has no INT8 files."
+    text = [f"Compared with FP32 in the same runtime, paired over {a.patients} patients of {a.data} {a.split}. "
+            f"{verdicts(a)}\n\n{table(GATE_COLUMNS, map(gate_row, a.gates))}"]
+    if m.measured.ladder:
+        rows = [(r.backend, r.rung, f"{r.dice:.4f}", ", ".join(r.failed) or "none") for r in m.measured.ladder]
+        text.append("How the INT8 files were found, in the order of trying:\n\n"
+                    + table(("runtime", "rung", "dev Dice", "failed gates"), rows))
+    return "\n\n".join(text)
+
+
+def verdicts(a: Admission) -> str:
+    """One sentence for each candidate; a bundle takes a precision by default only where it is admitted and faster."""
+    own = dict.fromkeys(g.subject for g in a.gates if g.kind == "accuracy")
+    said = [f"{s}: {'admitted' if a.admitted(*s.rsplit(' ', 1)) else 'not admitted'}" for s in own]
+    return f"{'; '.join(said)}." if said else "No candidate."
+
+
+GATE_COLUMNS = ("gate", "of", "measured [95 % interval]", "limit", "verdict")
+
+
+def gate_row(g: Gate) -> tuple[str, ...]:
+    end = {"value": "", "low": "lower end ", "high": "upper end "}[g.tested]
+    unit = f" {g.unit}" if g.unit else ""
+    return g.name, g.subject, interval(g.estimate) + unit, f"{end}{g.relation} {g.limit:g}{unit}", verdict(g)
+
+
+def verdict(g: Gate) -> str:
+    return "passed" if g.passed else "FAILED"
+
+
+def interval(e: Estimate) -> str:
+    """`0.0012 [-0.0003, 0.0031]`, or the value alone where it has no interval."""
+    ends = f" [{e.low:.4g}, {e.high:.4g}]" if e.low is not None and e.high is not None else ""
+    return f"{e.value:.4g}{ends}"
 
 
 def dice(m: Manifest) -> str:
+    """A table for each split; before any was measured, what training reported."""
+    if m.measured.scores:
+        splits = dict.fromkeys(s.split for s in m.measured.scores)
+        return "\n\n".join(f"On {SPLITS.get(split, split)}. Mean over patients [95 % interval].\n\n"
+                           + dice_table([s for s in m.measured.scores if s.split == split]) for split in splits)
     best = m.measured.training.get("dev")
     value = best.get("dice") if isinstance(best, dict) else None
-    return f"Dice on dev when training ended: {value:.4f}.\n\n" if isinstance(value, float) else ""
+    return f"Dice on dev when training ended: {value:.4f}." if isinstance(value, float) else "Not measured."
 
 
-def row(c: FileCheck) -> str:
-    return (f"| {c.file} | {c.bytes / 1e6:.2f} | {c.max_logit_difference:.2e} | {c.logit_range:.1f} | "
-            f"{c.label_agreement:.4f} |")
+def dice_table(scores: Sequence[Scores]) -> str:
+    structures = dict.fromkeys(name for s in scores for name in s.dice)
+    rows = [(s.backend, s.precision, str(max(e.n for e in s.dice.values())) if s.dice else "0",
+             *(interval(s.dice[name]) if name in s.dice else "" for name in structures)) for s in scores]
+    return table(("runtime", "precision", "patients", *structures), rows)
+
+
+def speed(s: Speeds | None) -> str:
+    if s is None or not s.rows:
+        return "Not measured on the building machine."
+    rows = [(r.backend, r.precision, f"{r.median_ms:.2f}", interval(r.over_fp32) if r.over_fp32 else "")
+            for r in s.rows]
+    busy = " Other work was running on it: the ratios hold, the times are too long." if s.busy else ""
+    return (f"One frame through the network, {s.threads} thread(s) of {s.cpu} ({s.cpu_class.cores} cores; "
+            f"{', '.join(s.cpu_class.isa) or 'no vector instructions that count'}).{busy} Other machines differ: "
+            "`edgeseg verify` measures there.\n\n"
+            + table(("runtime", "precision", "median ms", "times as fast as FP32 [95 % interval]"), rows))
+
+
+def frames(m: Manifest) -> str:
+    """What a stream costs, and the frame graphs."""
+    text = [f"- {capital(s.split)}: normalising each frame by itself instead of the whole volume changes mean Dice by "
+            f"{interval(s.difference)} (from {s.volume.value:.4f})." for s in m.measured.streaming]
+    for p in m.frames:
+        back = "before" if p.back == "logits" else "after"
+        text.append(f"- Frame graph {p.name}: raw {p.dtype} frames of {p.size[0]} x {p.size[1]} pixels of "
+                    f"{p.spacing[0]:g} x {p.spacing[1]:g} mm in, label map of the same grid out; back in that grid "
+                    f"{back} the arg-max.")
+        text += [f"  {c.backend} {c.precision} against the NumPy pipeline: {100 * c.agreement:.2f} % of the pixels "
+                 f"equal, least Dice of a structure {c.least_dice:.4f}."
+                 for c in m.measured.frame_checks if c.protocol == p.name]
+    if not m.measured.streaming:
+        text.append("- What it costs to normalise frames one by one, as a stream must, was not measured.")
+    return "\n".join(text if m.frames else [*text, "- No frame graph is in this bundle."])
+
+
+def files(m: Manifest) -> str:
+    rows = map(file_row, m.measured.checks)
+    return (f"Each file against the trained student in torch, on {m.measured.frames} frames of "
+            f"{m.measured.frames_from};\nagreement counts the pixels where either sees foreground.\n\n"
+            + table(("file", "MB", "max abs logit difference", "logit range", "label agreement"), rows))
+
+
+def file_row(c: FileCheck) -> tuple[str, ...]:
+    return (c.file, f"{c.bytes / 1e6:.2f}", f"{c.max_logit_difference:.2e}", f"{c.logit_range:.1f}",
+            f"{c.label_agreement:.4f}")
+
+
+def limits(m: Manifest) -> str:
+    text = ["Only as good as its training data: other scanners, sequences, orientations or diseases were not tested."]
+    if m.calibration:
+        text.append("INT8 results differ slightly between CPUs and runtime versions; golden.npz holds what the "
+                    "building machine computed.")
+    if m.measured.admission and not all(g.passed for g in m.measured.admission.gates):
+        text.append("Not every gate above was passed: `precision=\"auto\"` takes no precision that was not admitted.")
+    text.append("No patient image is in this bundle: its golden frames are synthetic.")
+    return "\n".join(f"- {line}" for line in text)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose columns are aligned as it stands; a bar in a cell would end it."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (head, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def licence_text(m: Manifest) -> str:

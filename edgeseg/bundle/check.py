@@ -7,9 +7,8 @@ import numpy as np
 
 from edgeseg.errors import GateFailed
 from edgeseg.manifest import FileCheck
-from edgeseg.runtime.backends import BACKENDS, PRECISIONS, load_backend
+from edgeseg.runtime.backends import BACKENDS, PRECISIONS, load_backend, model_file
 from edgeseg.runtime.golden import label_agreement
-from edgeseg.runtime.segmenter import model_file
 
 FP32_DIFFERENCE = 1e-3
 """Largest |logit difference| to torch of an FP32 file, as a share of the logits' range. Summation order gives 1e-6;

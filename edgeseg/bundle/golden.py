@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from edgeseg.preprocess import Preprocessing
-from edgeseg.runtime.backends import BACKENDS, PRECISIONS, load_backend
+from edgeseg.runtime.backends import BACKENDS, PRECISIONS, load_backend, model_file
 from edgeseg.runtime.golden import Golden, save_golden
-from edgeseg.runtime.segmenter import model_file
 
 COUNT = 8
 PER_PATIENT = 2

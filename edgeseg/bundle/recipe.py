@@ -1,8 +1,10 @@
 """Calibration recipe: one TOML file says which frames set the INT8 scales, how far the quantisation ladder may climb,
 and which limits admission holds. `calibration/` has one per task."""
 
+import math
+import re
 import tomllib
-from dataclasses import field
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,9 @@ Rung = Literal["post-training", "bias-correction", "range-percentile", "keep-end
 RUNGS: tuple[Rung, ...] = ("post-training", "bias-correction", "range-percentile", "keep-ends", "accuracy-control",
                            "fine-tune")
 """The ladder, from the cheapest: each only if the one before was not admitted on dev."""
+Stratum = Literal["phase", "group", "vendor", "position"]
+STRATA: tuple[Stratum, ...] = ("phase", "group", "vendor", "position")
+SOURCE = r"run|(acdc|mnms|nnunet|nifti):.+|phantom:cine(\?.*)?"
 STRICT = ConfigDict(extra="forbid")
 
 
@@ -42,6 +47,11 @@ class Limits:
     fp32_parity: float = 0.9999
     int8_parity: float = 0.98
 
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if not math.isfinite(getattr(self, f.name)):  # TOML knows nan and inf, the manifest does not
+                raise EdgesegError(f"limits.{f.name} is {getattr(self, f.name)}: write a number")
+
 
 @dataclass(frozen=True, config=STRICT)
 class CalibrationRecipe:
@@ -62,15 +72,23 @@ class CalibrationRecipe:
     source: str = "run"
     frames: int = 100
     seed: int = 0
-    stratify: tuple[Literal["phase", "group", "vendor", "position"], ...] = ("phase", "group", "vendor", "position")
+    stratify: tuple[Stratum, ...] = STRATA
     keep_ids: bool = False
     rungs: tuple[Rung, ...] = RUNGS
     fine_tune_steps: int = 300
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(SOURCE, self.source):
+            raise EdgesegError(f'source is {self.source!r}: write "run", acdc:DIR, mnms:DIR, nnunet:DIR, nifti:FOLDER '
+                               "or phantom:cine?n=40&seed=7")
         if self.frames < 2:
-            raise EdgesegError(f"calibration needs at least 2 frames, not {self.frames}")
+            raise EdgesegError(f"calibration needs at least 2 frames, not {self.frames}: raise frames in the recipe, "
+                               "or --calibration-frames")
+        if self.seed < 0:
+            raise EdgesegError(f"seed is {self.seed}: a seed is not negative")
+        if self.fine_tune_steps < 1:
+            raise EdgesegError(f"fine_tune_steps is {self.fine_tune_steps}: at least 1, or leave the rung out")
         if not self.rungs or list(self.rungs) != [r for r in RUNGS if r in self.rungs]:
             raise EdgesegError(f"rungs are some of {', '.join(RUNGS)}, in this order")
 
@@ -88,7 +106,17 @@ class CalibrationRecipe:
         try:
             return TypeAdapter(cls).validate_python({"name": Path(path).stem} | values)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise EdgesegError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise EdgesegError(f"{path}: {explain(error)}") from None
         except EdgesegError as error:
             raise EdgesegError(f"{path}: {error}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first thing that is wrong, in the words of the file; pydantic numbers the items of a list."""
+    first = error.errors()[0]
+    *table, key = [part for part in first["loc"] if isinstance(part, str)] or ["the recipe"]
+    where = ".".join((*table, key))
+    if first["type"] != "unexpected_keyword_argument":
+        return f"{where}: {first['msg']}"
+    known = ", ".join(f.name for f in fields(Limits if table else CalibrationRecipe))
+    return f"unknown key {where}: there are {known}"

@@ -15,9 +15,9 @@ def check_target(target: Path, force: bool) -> None:
     if not (target.exists() or target.is_symlink()):
         return
     if target.is_symlink() or not ((target / SUMS).is_file() and (target / MANIFEST).is_file()):
-        raise EdgesegError(f"{target}: exists and is no bundle: choose another --out (nothing was changed)")
+        raise EdgesegError(f"{target}: exists and is no bundle: choose another name (nothing was changed)")
     if not force:
-        raise EdgesegError(f"{target}: exists: choose another --out, or replace it with --force")
+        raise EdgesegError(f"{target}: exists: choose another name, or replace it with --force")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgeseg import __version__
-from edgeseg.cli import bench, distill, evaluate, export, predict
+from edgeseg.cli import admit, bench, bundle, calibrate, distill, evaluate, export, predict, verify
 from edgeseg.errors import EdgesegError
 
 app = typer.Typer(
@@ -31,10 +31,14 @@ def options(version: Annotated[bool, typer.Option("--version", callback=show_ver
 
 
 app.command()(distill.distill)
+app.command()(calibrate.calibrate)
 app.command()(export.export)
+app.command()(admit.admit)
 app.command()(bench.bench)
+app.command()(verify.verify)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)
+app.add_typer(bundle.app, name="bundle")
 
 
 def main() -> None:

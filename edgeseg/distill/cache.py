@@ -14,6 +14,7 @@ import numpy as np
 from edgeseg import geometry
 from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
+from edgeseg.files import write_text
 from edgeseg.labels import IGNORE, LabelScheme
 from edgeseg.preprocess import Preprocessing
 from edgeseg.readers import Dataset
@@ -92,9 +93,7 @@ class Preparation:
             stem = f"{number:05d}"
             record = folder / f"{stem}.json"
             if not record.exists():
-                beside = folder / f"{stem}.part"
-                beside.write_text(json.dumps(self.one(ref.load(), folder / stem)))
-                beside.replace(record)
+                write_text(record, json.dumps(self.one(ref.load(), folder / stem)))
                 if self.soft_targets is not None:
                     say(f"  stored targets {number + 1}/{len(self.dataset)}: {ref.id}")
             values = json.loads(record.read_text())

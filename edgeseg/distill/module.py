@@ -15,6 +15,7 @@ from edgeseg.case import Case
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.samples import EpochSampler, SliceDataset
 from edgeseg.errors import EdgesegError
+from edgeseg.files import new_file
 from edgeseg.labels import IGNORE, LabelScheme
 from edgeseg.losses.layerwise_kl import layerwise_kl, nnunet_hard_loss, teacher_at
 from edgeseg.measure.overlap import dice_per_class
@@ -152,9 +153,8 @@ class Distiller(L.LightningModule):
         # a copy each: nnU-Net's networks hold one tensor under several names, which safetensors refuses
         weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
                    for k, v in self.student.state_dict().items()}
-        beside = self.best_file.with_suffix(".part")
-        save_file(weights, beside)
-        beside.replace(self.best_file)
+        with new_file(self.best_file) as part:
+            save_file(weights, part)
 
     # ---- what a resumed run must know
 

@@ -12,6 +12,7 @@ import torch
 
 from edgeseg.distill.machine import Machine, resolve_precision, training_device
 from edgeseg.distill.recipe import Recipe
+from edgeseg.files import new_file
 from edgeseg.torchvision_ops import import_torchvision
 
 import_torchvision()
@@ -57,9 +58,8 @@ class BesideAndRename(TorchCheckpointIO):
     """A kill while a checkpoint is written leaves the one before (Lightning's own goes through another file system)."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        beside = Path(f"{path}.part")
-        torch.save(checkpoint, beside)
-        beside.replace(path)
+        with new_file(Path(path)) as part:
+            torch.save(checkpoint, part)
 
 
 def make_trainer(recipe: Recipe, out: Path, machine: Machine, say: "Say") -> L.Trainer:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeseg.errors import EdgesegError
+from edgeseg.files import write_text
 from edgeseg.labels import LabelScheme
 from edgeseg.preprocess import Normalisation, Preprocessing
 
@@ -87,9 +88,7 @@ class Run:
             "data": self.data,
             "metrics": self.metrics,
         }
-        beside = self.folder / "run.json.part"
-        beside.write_text(json.dumps(record, indent=1) + "\n")
-        beside.replace(self.folder / "run.json")
+        write_text(self.folder / "run.json", json.dumps(record, indent=1) + "\n")
 
     def student(self) -> "nn.Module":
         """The trained student in evaluation mode, on the CPU."""

@@ -24,7 +24,8 @@ from edgeseg.measure.latency import Latency
 from edgeseg.measure.statistics import Interval
 from edgeseg.measure.turns import BLOCK_SECONDS, DISCARD, Job, Turns, Worker, WorkerError
 from edgeseg.runtime import threads as limits
-from edgeseg.runtime.backends import PRECISIONS, SUFFIX
+from edgeseg.runtime.backends import CANDIDATES, model_file
+from edgeseg.runtime.cpu import native_bf16
 
 SCHEMA = "edgeseg.bench/1"
 RUNTIMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
@@ -133,7 +134,7 @@ def bench_bundle(path: Path, against: Path | None = None, threads: int | None = 
         EdgesegError: a bundle that fails its hashes or has no frames, a network that does not load, bad numbers.
     """
     from edgeseg.container import open_bundle
-    from edgeseg.runtime.segmenter import default_precision
+    from edgeseg.runtime.precision import choose_precision
 
     if not (0 < seconds < math.inf and 0 < target < math.inf):
         raise EdgesegError(f"--seconds {seconds:g} and --target {target:g} must be above 0 and finite")
@@ -152,7 +153,7 @@ def bench_bundle(path: Path, against: Path | None = None, threads: int | None = 
         specs = [*bundle_rows(bundle, stored, threads, tuple(s.name for s in others if s.role == "teacher")), *others]
         result = measure(specs, seconds, target, seed, on_block)
     names = [s.name for s in specs]
-    chosen = f"student OpenVINO {default_precision(bundle.manifest, 'openvino').upper()}"
+    chosen = f"student OpenVINO {choose_precision(bundle, 'openvino').upper()}"
     result.default_row = chosen if chosen in names else names[0]
     result.frames = len(frames)
     result.about = {"bundle": bundle.path.name, "threads": threads, "seed": seed,
@@ -170,11 +171,13 @@ def allowed_threads(threads: int | None) -> int:
 
 
 def bundle_rows(bundle: Any, frames: str, threads: int, teachers: tuple[str, ...]) -> list[RowSpec]:
-    """A row for each runtime and precision that the bundle has files for."""
+    """A row for each runtime and precision that the bundle has files for; bf16 where OpenVINO has it natively."""
     rows = []
     for backend, label in RUNTIMES.items():
-        for precision in PRECISIONS:
-            if f"model.{precision}.{SUFFIX[backend]}" not in bundle.files:
+        for precision in CANDIDATES:
+            if model_file(backend, precision) not in bundle.files:
+                continue
+            if precision == "bf16" and not (backend == "openvino" and native_bf16()):
                 continue
             fp32 = (f"student {label} FP32",) if precision != "fp32" else ()
             rows.append(RowSpec(f"student {label} {precision.upper()}", "student",
@@ -204,13 +207,16 @@ def golden_frames(path: Path) -> tuple[list[np.ndarray], list[tuple[float, float
 
 
 def measure(specs: Sequence[RowSpec], seconds: float, target: float, seed: int = 0,
-            on_block: Callable[[turns.Block, int], None] | None = None) -> Bench:
+            on_block: Callable[[turns.Block, int], None] | None = None, block: float | None = None) -> Bench:
     """Start a process a row, let them take turns, and summarise.
+
+    Args:
+        block: length of a turn in s; default BLOCK_SECONDS.
 
     Raises:
         EdgesegError: a row's network does not load.
     """
-    length = min(seconds, BLOCK_SECONDS)
+    length = min(seconds, block or BLOCK_SECONDS)
     rounds = math.ceil(seconds / length)
     before = environment.load_before()
     with ExitStack() as stack:

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgeseg.errors import EdgesegError
+from edgeseg.files import new_file, write_text
 
 
 def plain(value: Any) -> Any:
@@ -45,28 +45,10 @@ def write_json(path: Path, document: Any) -> Path:
     return write_text(path, json.dumps(plain(document), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write `text` beside `path`, then rename: what was there stays until the new file is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
-
-
 def write_csv(path: Path, rows: Iterable[Any], fields: Sequence[str]) -> Path:
     """One line for each dataclass or dict in `rows`; a NaN is an empty cell."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fields, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(plain(row) for row in rows)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with new_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(plain(row) for row in rows)
     return path

@@ -10,24 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from edgeseg.runtime import threads
+from edgeseg.runtime.cpu import cpu_class, cpu_info
 
 PACKAGES = ("edgeseg", "numpy", "openvino", "onnxruntime", "opencv-python-headless", "scipy")
-# What decides which kernels a CPU runtime picks.
-ISA_FLAGS = ("sse4_2", "avx", "fma", "avx2", "avx_vnni", "avx_vnni_int8", "avx512f", "avx512bw", "avx512vl",
-             "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp",
-             "i8mm", "bf16", "sve")
 BUSY_SHARE = 0.10
 """A machine is called busy when others use more than this share of the CPUs that this process may use."""
 PROC = Path("/proc")
 
 
 def describe() -> dict[str, Any]:
-    """CPU, instruction sets, cores and limits, governor, operating system, versions. No host or user name."""
+    """CPU and its class, cores and limits, governor, operating system, versions. No host or user name."""
     info = cpu_info()
     return {
-        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "cpu_family_model_stepping": [info.get(k) for k in ("cpu family", "model", "stepping")],
-        "isa": [f for f in ISA_FLAGS if f in (info.get("flags") or info.get("Features") or "").split()],
+        "cpu_class": cpu_class().model_dump(mode="json"),
         "hypervisor": "hypervisor" in info.get("flags", "").split(),
         "cpus_visible": os.cpu_count(),
         "cpus_affinity": len(threads.allowed_cpus()),
@@ -43,11 +40,9 @@ def describe() -> dict[str, Any]:
     }
 
 
-def cpu_info() -> dict[str, str]:
-    """The first processor's fields of /proc/cpuinfo (empty where there is none)."""
-    text = read(PROC / "cpuinfo") or ""
-    pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
+def cpu_name() -> str:
+    """What the CPU calls itself."""
+    return cpu_info().get("model name") or platform.processor() or platform.machine()
 
 
 def memory_gb() -> float | None:

@@ -52,7 +52,7 @@ class Subject:
         else:
             from edgeseg.runtime.backends import load_backend
 
-            network = load_backend(job["backend"], Path(job["path"]), job["threads"])
+            network = load_backend(job["backend"], Path(job["path"]), job["threads"], job["precision"])
             net, self.shape, self.runtime, self.calls = network, network.shape, settings_of(network), {}
         inputs = [network_input(c, self.shape, job["path"]) for c in canvases]
         self.calls["network"] = lambda i: net(inputs[i])

@@ -5,7 +5,6 @@ pixdim: ACDC's affine has unit scale. An array [x, y, z] becomes [z, y, x], so a
 """
 
 import logging
-import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 
 from edgeseg.case import Case, check_spacing
 from edgeseg.errors import EdgesegError
+from edgeseg.files import new_file
 from edgeseg.labels import LabelScheme
 from edgeseg.readers.dataset import CaseRef, Dataset
 
@@ -271,13 +271,5 @@ def save(image: Any, path: Path) -> None:
     """Write beside, then rename: a failure leaves what was at `path` before."""
     if stem(path) is None:
         raise EdgesegError(f"{path}: give the file the ending .nii.gz or .nii")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        nib.save(image, beside)
-        beside.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        beside.unlink(missing_ok=True)
+    with new_file(path) as part:
+        nib.save(image, part)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from edgeseg.files import new_file
+
 
 @dataclass(frozen=True)
 class Point:
@@ -30,10 +32,8 @@ def new_figure(width: float, height: float) -> tuple[Any, Any]:
 
 def save(figure: Any, path: Path) -> Path:
     """Write a PNG beside `path`, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    figure.savefig(beside, format="png", dpi=120, metadata={"Software": None})
-    beside.replace(path)
+    with new_file(path) as part:
+        figure.savefig(part, format="png", dpi=120, metadata={"Software": None})
     return path
 
 

@@ -1,4 +1,5 @@
-"""The two CPU runtimes behind one call: float32 [1, C, gh, gw] -> logits float32 [1, K, gh, gw]."""
+"""The two CPU runtimes behind one call: a core takes float32 [1, C, gh, gw] and gives logits float32 [1, K, gh, gw], a
+frame graph takes raw pixels [1, C, H, W] of its own type and gives label values uint8 [1, H, W]."""
 
 from pathlib import Path
 from typing import Literal, Protocol
@@ -8,42 +9,67 @@ import numpy as np
 from edgeseg.errors import EdgesegError
 
 BackendName = Literal["openvino", "onnxruntime"]
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "bf16", "int8"]
 BACKENDS: tuple[BackendName, ...] = ("openvino", "onnxruntime")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+"""Those that have model files of their own."""
+CANDIDATES: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+"""Those that "auto" may choose: bf16 is OpenVINO computing the FP32 file in bfloat16."""
 SUFFIX = {"openvino": "xml", "onnxruntime": "onnx"}
 """What a bundle's model file for a runtime ends in."""
 
 
 class Backend(Protocol):
-    """A loaded network. `shape` is its static input shape [1, C, gh, gw]. Not to be shared between threads."""
+    """A loaded network. Not to be shared between threads.
+
+    Attributes:
+        shape: static shape of its one input, [1, C, H, W]. dtype: what it must be given; nothing is converted.
+    """
 
     shape: tuple[int, ...]
+    dtype: np.dtype
 
     def __call__(self, x: np.ndarray) -> np.ndarray: ...
 
 
-def load_backend(name: str, path: Path, threads: int | None = None) -> Backend:
+def model_file(backend: str, precision: str) -> str:
+    """Name of the model file that a runtime computes a precision from, for example model.int8.xml."""
+    return f"model.{'fp32' if precision == 'bf16' else precision}.{SUFFIX[backend]}"
+
+
+def load_backend(name: str, path: Path, threads: int | None = None, precision: str = "fp32") -> Backend:
     """Load a network file (.onnx; for OpenVINO also .xml with its .bin) on the CPU.
 
+    Args:
+        precision: "bf16": OpenVINO computes in bfloat16, which is refused where the CPU would only simulate it.
+            Otherwise the file decides: float32, and int8 where it is quantised.
+
     Raises:
-        EdgesegError: an unknown backend, fewer than one thread, or a file that the runtime cannot load.
+        EdgesegError: an unknown backend or precision, bf16 where there is none, fewer than one thread, or a file that
+            the runtime cannot load.
     """
+    from edgeseg.runtime.cpu import native_bf16
     from edgeseg.runtime.threads import checked_threads
 
     count = checked_threads(threads)
     path = Path(path)
+    if name not in BACKENDS:
+        raise EdgesegError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    if precision not in CANDIDATES:
+        raise EdgesegError(f"unknown precision {precision!r}: choose one of {', '.join(CANDIDATES)}")
+    if precision == "bf16" and name != "openvino":
+        raise EdgesegError(f"{path}: ONNX Runtime does not compute in bf16: choose openvino, or fp32 or int8")
+    if precision == "bf16" and not native_bf16():
+        raise EdgesegError(f"{path}: this CPU has no instructions for bf16: choose fp32 or int8")
     if not path.is_file():
         raise EdgesegError(f"{path}: no such network file")
     if name == "openvino":
         from edgeseg.runtime.openvino_backend import OpenVINOBackend
 
-        return OpenVINOBackend(path, count)
-    if name == "onnxruntime":
-        from edgeseg.runtime.onnxruntime_backend import OnnxRuntimeBackend
+        return OpenVINOBackend(path, count, precision)
+    from edgeseg.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(path, count)
-    raise EdgesegError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    return OnnxRuntimeBackend(path, count)
 
 
 def unloadable(path: Path, runtime: str, error: Exception) -> EdgesegError:

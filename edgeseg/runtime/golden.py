@@ -4,25 +4,32 @@ Replaying them elsewhere shows whether that box computes the same. The same IR m
 another CPU, so the comparison has a tolerance, stored beside the maps.
 """
 
-from dataclasses import dataclass
+import zipfile
+import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from edgeseg.errors import EdgesegError
 
-LEAST_AGREEMENT = {"fp32": 0.999, "int8": 0.97}
+LEAST_AGREEMENT = {"fp32": 0.999, "bf16": 0.97, "int8": 0.97}
 """Share of equal labels where either map has foreground. FP32: other kernels round differently, which flips ties only.
-INT8: CPUs without VNNI saturate 16-bit sums and round each layer differently."""
+INT8: CPUs without VNNI saturate 16-bit sums and round each layer differently. bf16: 8 bits of mantissa, as coarse."""
 
 
 @dataclass(frozen=True)
 class Golden:
-    """One frame: raw float32 [C, H, W] of `spacing` (row, column) mm, and `labels["openvino int8"]` uint8 [H, W]."""
+    """One frame: raw float32 [C, H, W] of `spacing` (row, column) mm, and `labels["openvino int8"]` uint8 [H, W].
+
+    `labels` has a map for each model file of the bundle, of class indices; `least_agreement["int8"]` is what a replay
+    in that precision is held to (`label_agreement`).
+    """
 
     frame: np.ndarray
     spacing: tuple[float, float]
     labels: dict[str, np.ndarray]
+    least_agreement: dict[str, float] = field(default_factory=LEAST_AGREEMENT.copy)
 
 
 def save_golden(path: Path, golden: list[Golden]) -> None:
@@ -36,17 +43,35 @@ def save_golden(path: Path, golden: list[Golden]) -> None:
 
 
 def load_golden(path: Path) -> list[Golden]:
-    """Read the frames; EdgesegError when the file is damaged."""
+    """Read frames, maps and tolerances; EdgesegError when the file is damaged."""
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("no .npz file")
         with np.load(path, allow_pickle=False) as stored:
+            least = read_tolerances(stored)
             count = sum(name.startswith("frame_") for name in stored.files)
-            return [Golden(stored[f"frame_{i}"].astype(np.float32),
-                           (float(stored[f"spacing_{i}"][0]), float(stored[f"spacing_{i}"][1])),
-                           {name.removeprefix(f"labels_{i} "): stored[name] for name in stored.files
-                            if name.startswith(f"labels_{i} ")})
-                    for i in range(count)]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+            return [read_frame(stored, i, least) for i in range(count)]
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise EdgesegError(f"{path}: not readable golden frames ({error}): copy the bundle again") from None
+
+
+def read_tolerances(stored: np.lib.npyio.NpzFile) -> dict[str, float]:
+    """What the building box allows each precision; where it names none for bf16, that of INT8."""
+    prefix = "least_agreement_"
+    least = {name.removeprefix(prefix): float(stored[name]) for name in stored.files if name.startswith(prefix)}
+    if not all(0 < value <= 1 for value in least.values()):  # 0 or NaN would let everything pass
+        raise ValueError(f"tolerances {least} are not between 0 and 1")
+    return {"fp32": least["fp32"], "int8": least["int8"], "bf16": least.get("bf16", least["int8"])}
+
+
+def read_frame(stored: np.lib.npyio.NpzFile, i: int, least: dict[str, float]) -> Golden:
+    frame, spacing = stored[f"frame_{i}"].astype(np.float32), stored[f"spacing_{i}"]
+    labels = {name.removeprefix(f"labels_{i} "): stored[name] for name in stored.files
+              if name.startswith(f"labels_{i} ")}
+    for key, found in labels.items():
+        if found.shape != frame.shape[1:]:
+            raise ValueError(f"the map of {key} has shape {found.shape}, frame {i} has {frame.shape}")
+    return Golden(frame, (float(spacing[0]), float(spacing[1])), labels, least)
 
 
 def label_agreement(a: np.ndarray, b: np.ndarray) -> float:

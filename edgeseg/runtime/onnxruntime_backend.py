@@ -7,6 +7,10 @@ import numpy as np
 from edgeseg.runtime.backends import check_shape, unloadable
 from edgeseg.runtime.telemetry import telemetry_off
 
+TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16,
+         "tensor(int16)": np.int16}
+"""ONNX Runtime's names of the pixel types that a network may take."""
+
 
 class OnnxRuntimeBackend:
     """A session; see `backends.Backend`."""
@@ -30,6 +34,7 @@ class OnnxRuntimeBackend:
         inputs = self.session.get_inputs()
         self.shape = check_shape(path, tuple(inputs[0].shape) if len(inputs) == 1 else ())
         self.input = inputs[0].name
+        self.dtype = np.dtype(TYPES.get(inputs[0].type, np.float32))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.session.run(None, {self.input: x})[0]

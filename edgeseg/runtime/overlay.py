@@ -1,12 +1,13 @@
 """Overlay: frames in grey with their labels in colour, as a PNG to look at."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from edgeseg.files import write_bytes
 
 # Distinct for colour-blind eyes too (Okabe and Ito), RGB; repeated beyond seven structures.
 COLOURS = ((86, 180, 233), (240, 228, 66), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (0, 114, 178))
@@ -17,12 +18,7 @@ def write_overlay(path: Path, frames: np.ndarray, values: Sequence[int], labels:
     """Write frames [N, H, W] side by side with labels uint8 [N, H, W] drawn over them; `values` background first."""
     done, encoded = cv2.imencode(".png", overlay(frames, values, labels)[..., ::-1])  # OpenCV takes BGR
     assert done
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        beside.write_bytes(encoded.tobytes())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_bytes(path, encoded.tobytes())
 
 
 def overlay(frames: np.ndarray, values: Sequence[int], labels: np.ndarray) -> np.ndarray:

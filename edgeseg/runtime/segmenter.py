@@ -1,5 +1,10 @@
-"""Segmenter: a bundle at work, without torch. Raw pixels in, label values in the same grid out."""
+"""Segmenter: a bundle at work, without torch. Raw pixels in, label values in the same grid out.
 
+`segment` takes the statistics of each frame by itself, all that a live stream has (what that costs in Dice is in the
+bundle's manifest, `measured.streaming`); `segment_volume` takes those of the whole volume.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,8 +15,8 @@ from edgeseg.case import Case
 from edgeseg.container import Bundle, open_bundle
 from edgeseg.errors import EdgesegError
 from edgeseg.geometry import canvas_shape
-from edgeseg.manifest import Manifest
-from edgeseg.runtime.backends import BACKENDS, PRECISIONS, SUFFIX, load_backend
+from edgeseg.runtime.backends import BACKENDS, CANDIDATES, load_backend, model_file
+from edgeseg.runtime.frame_graph import FrameGraphs
 from edgeseg.runtime.threads import checked_threads
 
 MAX_CANVAS = 2**26
@@ -35,31 +40,38 @@ class Segmenter:
 
     Args:
         bundle: an opened bundle or its folder.
-        precision: "auto" is INT8 where the bundle's own measurement allows it for this runtime, else FP32.
-        threads: default: the physical cores that affinity and the container's quota leave.
+        precision: "auto" is the fastest admitted one where the speeds of this machine's CPU are known, else FP32
+            (`precision.choose_precision`). "bf16": OpenVINO computes the FP32 network in bfloat16.
+        threads: of the network; default: the physical cores that affinity and the container's quota leave. What
+            OpenCV resamples with (no frame graph for these frames) is one pool for the whole process, which is not
+            ours to change: `cv2.setNumThreads`.
 
     Attributes:
         backend, precision, threads: what it runs on. scheme: names of the label values.
 
     Raises:
-        EdgesegError: a damaged bundle, an unknown choice, a precision that the bundle does not have.
+        EdgesegError: a damaged bundle, an unknown choice, a precision that the bundle or this CPU does not have.
     """
 
     def __init__(self, bundle: Bundle | Path | str, backend: str = "openvino",
-                 precision: Literal["auto", "int8", "fp32"] | str = "auto", threads: int | None = None) -> None:
+                 precision: Literal["auto", "int8", "bf16", "fp32"] | str = "auto", threads: int | None = None) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         if backend not in BACKENDS:
             raise EdgesegError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
-        if precision not in ("auto", *PRECISIONS):
-            raise EdgesegError(f"unknown precision {precision!r}: choose one of auto, {', '.join(PRECISIONS)}")
-        self.backend, self.threads = backend, checked_threads(threads)
-        self.precision = default_precision(self.bundle.manifest, backend) if precision == "auto" else precision
+        if precision not in ("auto", *CANDIDATES):
+            raise EdgesegError(f"unknown precision {precision!r}: choose one of auto, {', '.join(CANDIDATES)}")
+        if precision == "auto":
+            from edgeseg.runtime.precision import choose_precision
+
+            precision = choose_precision(self.bundle, backend)
+        self.backend, self.precision, self.threads = backend, precision, checked_threads(threads)
         self.scheme, self.preprocessing = self.bundle.scheme, self.bundle.preprocessing
-        self._network = load_backend(backend, self.bundle.file(model_file(backend, self.precision)), self.threads)
+        self._network = load_backend(backend, self.bundle.file(model_file(backend, precision)), self.threads, precision)
         expected = (1, len(self.preprocessing.channels), *self.preprocessing.size)
         if self._network.shape != expected:
             raise EdgesegError(f"{self.bundle.path}: the network takes {self._network.shape}, the manifest says "
                                f"{expected}: export the bundle again")
+        self._graphs = FrameGraphs(self.bundle, backend, precision, self.threads)
 
     def net(self, x: np.ndarray) -> np.ndarray:
         """Normalised float32 [n, C, gh, gw] -> logits float32 [n, K, gh, gw]."""
@@ -68,29 +80,43 @@ class Segmenter:
         return np.concatenate([self._network(np.ascontiguousarray(x[i : i + 1], np.float32)) for i in range(len(x))])
 
     def warm_up(self) -> None:
-        """Run the network twice, so that the first frame does not pay for what is set up on first use."""
+        """Run the network and every frame graph twice, so that the first frame does not pay for what is loaded and
+        set up on first use."""
         for _ in range(2):
             self.net(np.zeros(self._network.shape, np.float32))
+        self._graphs.warm_up()
 
     def segment(self, frame: np.ndarray, spacing: tuple[float, float]) -> Segmentation:
-        """One raw frame [H, W] or [C, H, W] of `spacing` (row, column) mm; intensities are normalised on this frame.
+        """One raw frame [H, W] or [C, H, W] of `spacing` (row, column) mm, as a stream has it: intensities are
+        normalised on this frame alone. Runs in a frame graph where the bundle has one for these frames, which computes
+        the same.
 
         Never raises for what is in the pixels: `status` says what was wrong, the labels are then all background.
         """
-        whole = self.segment_volume(np.asarray(frame)[None], spacing)
+        whole = self._checked(np.asarray(frame)[None], spacing, self._frame_values)
         return Segmentation(whole.labels[0] if len(whole.labels) else np.zeros((0, 0), np.uint8), whole.status)
 
     def segment_volume(self, frames: np.ndarray, spacing: tuple[float, float]) -> Segmentation:
         """A raw volume or clip [N, H, W] or [N, C, H, W]; intensities are normalised on all of it. As `segment`."""
-        frames = np.asarray(frames)
+        return self._checked(np.asarray(frames), spacing, lambda f, s: self.scheme.decode(self.classes(f, s)))
+
+    def _checked(self, frames: np.ndarray, spacing: tuple[float, float],
+                 work: Callable[[np.ndarray, tuple[float, float]], np.ndarray]) -> Segmentation:
+        """`work` (frames and spacing -> label values [N, H, W]) unless there is a problem with the frames."""
         labels = np.zeros((len(frames) if frames.ndim else 0, *frames.shape[-2:]) if frames.ndim >= 3 else (0, 0, 0),
                           np.uint8)
         if problem := self.problem(frames, spacing):
             return Segmentation(labels, problem)
         try:
-            return Segmentation(self.scheme.decode(self.classes(frames, spacing)))
+            return Segmentation(work(frames, spacing))
         except Exception as error:  # on a scanner a frame without labels is better than a stream that ends
             return Segmentation(labels, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+    def _frame_values(self, frames: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
+        """One frame [1, H, W] or [1, C, H, W] -> label values [1, H, W]."""
+        if (protocol := self._graphs.find(frames.shape[-2:], frames.dtype, spacing)) is None:
+            return self.scheme.decode(self.classes(frames, spacing))
+        return self._graphs.load(protocol)(np.ascontiguousarray(frames if frames.ndim == 4 else frames[:, None]))
 
     def segment_case(self, case: Case) -> np.ndarray:
         """Class indices uint8 [N, H, W] of a case, as `measure.evaluate` takes them."""
@@ -117,16 +143,3 @@ class Segmenter:
         if not (np.isfinite(low) and np.isfinite(high)):
             return "the image holds NaN or infinite values"
         return "the image is constant" if low == high else ""
-
-
-def model_file(backend: str, precision: str) -> str:
-    """Name of the model file for a runtime, for example model.int8.xml."""
-    return f"model.{precision}.{SUFFIX[backend]}"
-
-
-def default_precision(manifest: Manifest, backend: str) -> str:
-    """INT8 when its labels agreed with torch well enough on this runtime when the bundle was made, else FP32."""
-    for check in manifest.measured.checks:
-        if (check.backend, check.precision) == (backend, "int8") and check.label_agreement >= 0.95:
-            return "int8"
-    return "fp32"

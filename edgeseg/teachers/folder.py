@@ -1,12 +1,12 @@
 """Writing a network as an nnU-Net v2 model folder, which nnU-Net itself can read."""
 
 import json
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeseg.errors import EdgesegError
+from edgeseg.files import new_file, write_text
 
 
 def write_model_folder(out: Path, network_state: Mapping[str, Any], dataset_json: dict[str, Any],
@@ -37,21 +37,10 @@ def write_model_folder(out: Path, network_state: Mapping[str, Any], dataset_json
         "trainer_name": "nnUNetTrainer",
         "inference_allowed_mirroring_axes": mirror_axes,
     }
-    (out / f"fold_{fold}").mkdir(parents=True, exist_ok=True)
-    write_beside(out / "plans.json", lambda path: path.write_text(json.dumps(plans, indent=4), encoding="utf-8"))
-    write_beside(out / "dataset.json", lambda path: path.write_text(json.dumps(dataset_json, indent=4),
-                                                                    encoding="utf-8"))
-    write_beside(out / f"fold_{fold}" / "checkpoint_final.pth", lambda path: torch.save(checkpoint, path))
-
-
-def write_beside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a temporary file next to `path`, then rename: `path` is whole or as it was."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(out / "plans.json", json.dumps(plans, indent=4))
+    write_text(out / "dataset.json", json.dumps(dataset_json, indent=4))
+    with new_file(out / f"fold_{fold}" / "checkpoint_final.pth") as part:
+        torch.save(checkpoint, part)
 
 
 def make_dataset_json(labels: dict[str, Any], channels: Sequence[str], cases: int = 0,

@@ -16,6 +16,8 @@ import pytest
 import tiny_run
 
 from edgeseg.bundle.export import export_bundle, without_paths
+from edgeseg.bundle.graph import parse_protocol
+from edgeseg.bundle.recipe import CalibrationRecipe
 from edgeseg.container import open_bundle
 from edgeseg.distill.run import Run
 from edgeseg.errors import EdgesegError
@@ -24,7 +26,11 @@ from edgeseg.runtime.backends import BACKENDS, PRECISIONS
 from edgeseg.runtime.golden import label_agreement, load_golden
 from edgeseg.runtime.segmenter import Segmenter
 
-FILES = {"manifest.json", "SHA256SUMS", "MODEL_CARD.md", "LICENSE", "golden.npz", "model.fp32.onnx", "model.fp32.xml",
+PROTOCOL = parse_protocol("48x40@1.25", "uint16")
+RECIPE = CalibrationRecipe(name="quick", frames=10, rungs=("post-training",))
+FRAMES = {f"frames/{PROTOCOL.name}/{p}.{end}" for p in ("fp32", "int8") for end in ("onnx", "xml", "bin")}
+FILES = FRAMES | {"manifest.json", "metadata.json", "SHA256SUMS", "MODEL_CARD.md", "LICENSE", "golden.npz",
+                  "model.fp32.onnx", "model.fp32.xml",
          "model.fp32.bin", "model.int8.onnx", "model.int8.xml", "model.int8.bin"}
 
 
@@ -35,7 +41,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(run):
-    return open_bundle(export_bundle(run, run.folder.parent / "first one.edgeseg", calibration_frames=10))
+    return open_bundle(export_bundle(run, run.folder.parent / "first one.edgeseg", recipe=RECIPE,
+                                     protocols=(PROTOCOL,), seconds=0.1))
 
 
 def edgeseg(*arguments, without_network=False, **options):
@@ -56,8 +63,10 @@ def second(run, bundle, tmp_path_factory):
     home, work = tmp_path_factory.mktemp("lonely_home"), tmp_path_factory.mktemp("odd_cwd")
     out = work / "second.edgeseg"
     environment = {**os.environ, "HOME": str(home), "USER": "veryunusualuser", "LOGNAME": "veryunusualuser"}
-    process = edgeseg("export", run.folder, "--calibration-frames", "10", "--out", out, "--json", cwd=work,
-                      env=environment, without_network=True)
+    (work / "quick.toml").write_text('rungs = ["post-training"]\nframes = 12\n')
+    process = edgeseg("export", run.folder, "--calibration", "quick.toml", "--calibration-frames", "10", "--out", out,
+                      "--frame", "48x40@1.25", "--seconds", "0.1", "--json", cwd=work, env=environment,
+                      without_network=True)
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
     return open_bundle(out), home, stdout
@@ -102,15 +111,34 @@ def test_the_calibration_sheet_belongs_to_training_patients_only(run, bundle):
     assert not any(patient in text for patients in run.data["splits"].values() for patient in patients)
 
 
+def test_the_manifest_carries_the_evidence(bundle):
+    measured = bundle.manifest.measured
+    assert {(r.rung, r.backend) for r in measured.ladder} == {("post-training", b) for b in BACKENDS}
+    subjects = {g.subject for g in measured.admission.gates}
+    assert {"openvino int8", "onnxruntime int8", "fp32 files", "int8 files"} <= subjects
+    assert {g.kind for g in measured.admission.gates if g.subject == "openvino int8"} >= {"accuracy", "speed"}
+    assert {(s.split, s.precision) for s in measured.scores} >= {(s, p) for s in ("dev", "val") for p in PRECISIONS}
+    assert {s.split for s in measured.streaming} == {"dev", "val"}
+    assert {(c.backend, c.precision) for c in measured.frame_checks} == {(b, p) for b in BACKENDS for p in PRECISIONS}
+    assert all(c.agreement >= 0.995 for c in measured.frame_checks if c.precision == "fp32")
+
+
+def test_one_dev_patient_is_no_evidence_so_int8_is_not_admitted(bundle):
+    admission = bundle.manifest.measured.admission
+    assert admission.patients == 1
+    assert not any(admission.admitted(b, "int8") for b in BACKENDS)
+    assert Segmenter(bundle).precision == "fp32"
+
+
 def test_card_and_licence_carry_the_terms_of_the_data(bundle):
     assert "creativecommons.org/licenses/by-nc-sa" in bundle.file("LICENSE").read_text()
     card = bundle.file("MODEL_CARD.md").read_text()
-    for word in ("CC BY-NC-SA 4.0", "Research", "model.int8.onnx", "0.5000"):
+    for word in ("CC BY-NC-SA 4.0", "Research", "model.int8.onnx", "mean Dice drop"):
         assert word in card
 
 
 def test_two_exports_of_a_run_are_the_same_bytes(bundle, second):
-    for name in FILES - {"manifest.json", "SHA256SUMS", "MODEL_CARD.md"}:
+    for name in FILES - {"manifest.json", "SHA256SUMS", "MODEL_CARD.md", "metadata.json"}:
         assert bundle.file(name).read_bytes() == second[0].file(name).read_bytes(), name
     mine, other = (b.manifest.model_dump(exclude={"measured", "name"}) for b in (bundle, second[0]))
     assert mine == other
@@ -190,7 +218,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_leaves_nothing_half_written(run, small_disk, free):
     (small_disk / "other data").write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * 4096 - free))
     with pytest.raises(EdgesegError, match=r"late\.edgeseg: no space left on the device") as refusal:
-        export_bundle(run, small_disk / "late.edgeseg", calibration_frames=4)
+        export_bundle(run, small_disk / "late.edgeseg", recipe=RECIPE)
     assert "\n" not in str(refusal.value)
     assert [p.name for p in small_disk.iterdir()] == ["other data"]
 
@@ -198,7 +226,7 @@ def test_a_full_disk_leaves_nothing_half_written(run, small_disk, free):
 def test_ctrl_c_leaves_nothing_half_written(run, tmp_path):
     process = edgeseg("export", run.folder, "--out", tmp_path / "a.edgeseg", start_new_session=True,
                       env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    while "converting" not in (line := process.stdout.readline()):
+    while "writing ONNX" not in (line := process.stdout.readline()):
         assert line, process.stderr.read()
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".*/model.fp32.xml")) and time.monotonic() < deadline:
@@ -220,6 +248,7 @@ def test_the_check_sees_the_pixels_that_segmentation_sees(run):
     from edgeseg.bundle.calibrate import draw_frames
 
     frame = draw_frames(run.dataset().select("dev"), run.preprocessing, 1, 0)[0]
-    canvas = run.preprocessing.to_canvas(frame.case.frames, frame.case.spacing)[frame.index]
+    case = frame.case.load()
+    canvas = run.preprocessing.to_canvas(case.frames, case.spacing)[frame.index]
     start = tuple(-((g - n) // 2) for n, g in zip(canvas.shape[-2:], run.preprocessing.size, strict=True))
     np.testing.assert_array_equal(frame.window, take_window(canvas, start, run.preprocessing.size))

@@ -147,7 +147,7 @@ def start(change, *arguments):
 
 
 @pytest.mark.parametrize(("module", "attribute", "number"), [
-    ("edgeseg.manifest", "open_bundle", signal.SIGINT),
+    ("edgeseg.container", "open_bundle", signal.SIGINT),
     ("edgeseg.measure.turns", "Worker.ask", signal.SIGINT),  # while a network is loaded
     ("edgeseg.measure.turns", "Worker.ask", signal.SIGTERM),
     ("edgeseg.measure.turns", "take_turns", signal.SIGINT),  # all loaded, no block yet

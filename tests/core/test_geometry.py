@@ -60,6 +60,16 @@ def test_linear_resampling_is_the_one_of_torch_and_onnx():
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@settings(max_examples=50, deadline=None)
+@given(n_in=st.integers(1, 60), n_out=st.integers(1, 60))
+def test_linear_weights_are_the_resampling_as_a_matrix(n_in, n_out):
+    weights = geometry.linear_weights(n_in, n_out)
+    column = np.random.default_rng(n_in).normal(size=(n_in, 1)).astype(np.float32)
+    np.testing.assert_allclose(weights @ column, geometry.resize_linear(column, (n_out, 1)), atol=1e-5)
+    np.testing.assert_allclose(weights.sum(axis=1), 1)
+    assert ((weights != 0).sum(axis=1) <= 2).all()
+
+
 def test_labels_are_resampled_to_the_pixel_that_holds_the_centre():
     assert geometry.resize_labels(np.array([[1, 2, 3, 4]], np.uint8), (1, 2)).tolist() == [[2, 4]]
     assert geometry.resize_labels(np.array([[1, 2]], np.uint8), (1, 4)).tolist() == [[1, 1, 2, 2]]

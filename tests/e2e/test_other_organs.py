@@ -11,6 +11,7 @@ import pytest
 from disks import dataset, disks
 
 from edgeseg.bundle.export import export_bundle
+from edgeseg.bundle.recipe import CalibrationRecipe
 from edgeseg.container import Bundle, open_bundle
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.run import Run
@@ -45,7 +46,7 @@ def run(tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def bundle(run) -> Bundle:
-    return open_bundle(export_bundle(run, int8=True, calibration_frames=6))
+    return open_bundle(export_bundle(run, recipe=CalibrationRecipe(frames=6, rungs=("post-training",)), seconds=0.1))
 
 
 def write_images(folder: Path) -> tuple[Path, np.ndarray]:

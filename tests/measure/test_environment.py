@@ -4,6 +4,7 @@ import pytest
 
 from edgeseg.measure import environment
 from edgeseg.measure.document import one_line
+from edgeseg.runtime.cpu import cpu_class
 
 
 def test_the_description_is_complete_and_names_nobody():
@@ -13,6 +14,8 @@ def test_the_description_is_complete_and_names_nobody():
     found = environment.describe()
     assert found["cpus_affinity"] >= 1
     assert found["cpu"]
+    assert found["cpu_class"] == cpu_class().model_dump(mode="json")
+    assert found["cpu_class"]["cores"] >= 1
     assert all(found["versions"][name] for name in ("numpy", "openvino", "onnxruntime"))
     text = one_line(found)
     assert socket.gethostname() not in text

@@ -10,13 +10,18 @@ from edgeseg.measure import bench as bench_module
 from edgeseg.measure.bench import RowSpec, bench_bundle, teacher_network
 from edgeseg.measure.document import one_line
 from edgeseg.measure.turns import Job
+from edgeseg.runtime.cpu import cpu_class, native_bf16
 
-STUDENTS = ["student OpenVINO FP32", "student OpenVINO INT8", "student ONNX Runtime FP32", "student ONNX Runtime INT8"]
+BF16 = ["student OpenVINO BF16"] * native_bf16()
+STUDENTS = ["student OpenVINO FP32", *BF16, "student OpenVINO INT8", "student ONNX Runtime FP32",
+            "student ONNX Runtime INT8"]
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    return tiny_bundle.make_bundle(tmp_path_factory.mktemp("a place") / "tiny.edgeseg")
+    admitted = tiny_bundle.speeds(cpu_class(), {"openvino int8": 1.2})
+    return tiny_bundle.make_bundle(tmp_path_factory.mktemp("a place") / "tiny.edgeseg", speeds=admitted,
+                                   admission=tiny_bundle.admission())
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,15 @@ def test_ratios_are_paired_by_round_and_carry_an_interval(result):
     assert ratio.n == 5
     assert ratio.low <= ratio.value <= ratio.high
     assert result.row("student OpenVINO FP32").speed_up.keys() == {"teacher OpenVINO FP32"}
+    for name in BF16:
+        assert set(result.row(name).speed_up) == {"student OpenVINO FP32", "teacher OpenVINO FP32"}
+
+
+def test_bf16_is_computed_in_bf16(result):
+    for name in BF16:
+        assert "bfloat16" in result.row(name).settings["INFERENCE_PRECISION_HINT"]
+    for name in set(STUDENTS[:3]) - set(BF16):
+        assert "float32" in result.row(name).settings["INFERENCE_PRECISION_HINT"] or "ONNX" in name
 
 
 def test_the_verdict_is_that_of_the_row_a_user_gets(result):
@@ -87,8 +101,8 @@ def test_a_bundle_without_int8_is_measured_in_fp32(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_module, "BLOCK_SECONDS", 0.01)
     path = tiny_bundle.make_bundle(tmp_path / "plain.edgeseg", precisions=("fp32",))
     result = bench_bundle(path, threads=1, seconds=0.01)
-    assert [r.name for r in result.rows] == ["student OpenVINO FP32", "student ONNX Runtime FP32"]
-    assert result.default_row == "student OpenVINO FP32"
+    assert [r.name for r in result.rows] == ["student OpenVINO FP32", *BF16, "student ONNX Runtime FP32"]
+    assert result.default_row == "student OpenVINO FP32"  # nothing else is admitted
     assert result.about["against"] is None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_bundle
 
-from edgeseg.container import MANIFEST, open_bundle, write_sums
+from edgeseg.container import MANIFEST, write_sums
 from edgeseg.errors import EdgesegError
 from edgeseg.manifest import Manifest
 from edgeseg.runtime.backends import BACKENDS, PRECISIONS
@@ -120,15 +120,98 @@ def test_the_network_takes_batches(segmenter):
     np.testing.assert_array_equal(segmenter.net(x), np.concatenate([segmenter.net(x[i : i + 1]) for i in range(3)]))
 
 
-def test_auto_is_int8_only_where_it_was_measured_to_agree(bundle, tmp_path):
-    measured = open_bundle(bundle).manifest.measured
-    poor = measured.model_copy(update={"checks": tuple(
-        c.model_copy(update={"label_agreement": 0.9}) if c.precision == "int8" and c.backend == "onnxruntime" else c
-        for c in measured.checks)})
-    other = changed(bundle, tmp_path / "b.edgeseg", measured=poor)
-    assert Segmenter(other, "openvino", threads=1).precision == "int8"
-    assert Segmenter(other, "onnxruntime", threads=1).precision == "fp32"
-    assert Segmenter(other, "onnxruntime", "int8", threads=1).precision == "int8"
+def test_auto_is_fp32_where_nothing_is_proven_and_an_explicit_choice_stands(bundle):
+    assert Segmenter(bundle, threads=1).precision == "fp32"
+    assert Segmenter(bundle, "onnxruntime", "int8", threads=1).precision == "int8"
+
+
+PROTOCOLS = ("32x30@1.5", "uint16", "logits"), ("32x30@1.5", "float32", "logits"), ("24x30@1.4x1.6", "uint16", "labels")
+
+
+@pytest.fixture(scope="module")
+def with_graphs(bundle, tmp_path_factory):
+    """The bundle with frame graphs for PROTOCOLS, of FP32 only."""
+    import shutil
+
+    from edgeseg.bundle.graph import parse_protocol, write_frame_graphs
+
+    folder, protocols = tmp_path_factory.mktemp("a place") / "graphs.edgeseg", [parse_protocol(*p) for p in PROTOCOLS]
+    shutil.copytree(bundle, folder)
+    for protocol in protocols:
+        write_frame_graphs(folder, tiny_bundle.GRID, (0, 1, 2, 3), protocol)
+    for path in folder.glob("frames/*/int8.*"):
+        path.unlink()
+    Manifest.read(folder / MANIFEST).model_copy(update={"frames": tuple(protocols)}).write(folder / MANIFEST)
+    write_sums(folder)
+    return folder
+
+
+def broken(*unused):
+    raise RuntimeError("the core network ran")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_frame_of_a_protocol_runs_in_its_graph_and_gives_the_same_labels(bundle, with_graphs, backend):
+    graphs, plain = (Segmenter(b, backend, "fp32", threads=1) for b in (with_graphs, bundle))
+    graphs._network = broken
+    for shape, dtype, spacing in (((32, 30), np.uint16, (1.5, 1.5)), ((32, 30), np.float32, (1.5 * 1.00009, 1.5))):
+        frame = tiny_bundle.LEVELS[tiny_bundle.label_image(1, shape)].astype(dtype)
+        for pixels in (frame, frame[None], frame.T.copy().T):  # the last is not contiguous
+            found = graphs.segment(pixels, spacing)
+            assert found.ok, found.status
+            assert found.labels.dtype == np.uint8
+            np.testing.assert_array_equal(found.labels, plain.segment(pixels, spacing).labels)
+
+
+def test_any_other_frame_or_precision_takes_the_numpy_path(with_graphs):
+    segmenter = Segmenter(with_graphs, "openvino", "fp32", threads=1)
+    segmenter._graphs.load = broken
+    for shape, dtype, spacing in (((32, 31), np.uint16, (1.5, 1.5)), ((32, 30), np.int16, (1.5, 1.5)),
+                                  ((32, 30), ">u2", (1.5, 1.5)), ((32, 30), np.uint16, (1.5, 1.5002)),
+                                  ((24, 30), np.uint16, (1.6, 1.4)), ((30, 32), np.uint16, (1.5, 1.5))):
+        labels = tiny_bundle.label_image(0, shape)
+        found = segmenter.segment(tiny_bundle.LEVELS[labels].astype(dtype), spacing)
+        assert found.ok, found.status
+        assert found.labels.any()
+    volume = tiny_bundle.LEVELS[np.stack([tiny_bundle.label_image(0, (32, 30))] * 2)].astype(np.uint16)
+    assert segmenter.segment_volume(volume, (1.5, 1.5)).labels.any()  # statistics of a volume are not in a graph
+    assert segmenter.segment_volume(volume[:1], (1.5, 1.5)).labels.any()
+    assert not segmenter.segment(volume[0], (1.5, 1.5)).ok  # this one does match
+    int8 = Segmenter(with_graphs, "openvino", "int8", threads=1)
+    int8._graphs.load = broken
+    assert int8.segment(volume[0], (1.5, 1.5)).ok
+
+
+def test_a_graph_gets_no_bad_pixels_and_its_failure_is_a_status(with_graphs):
+    segmenter = Segmenter(with_graphs, "onnxruntime", "fp32", threads=1)
+    assert "constant" in segmenter.segment(np.full((32, 30), 5, np.uint16), (1.5, 1.5)).status
+    frame = np.full((32, 30), np.nan, np.float32)
+    assert "NaN" in segmenter.segment(frame, (1.5, 1.5)).status
+    segmenter._graphs.load = broken
+    found = segmenter.segment(tiny_bundle.LEVELS[tiny_bundle.label_image(0, (32, 30))], (1.5, 1.5))
+    assert "the core network ran" in found.status
+    assert found.labels.shape == (32, 30)
+    assert not found.labels.any()
+
+
+def test_warming_up_loads_every_graph_and_a_first_frame_only_its_own(with_graphs):
+    segmenter = Segmenter(with_graphs, "openvino", "fp32", threads=1)
+    frame = tiny_bundle.LEVELS[tiny_bundle.label_image(0, (32, 30))].astype(np.uint16)
+    assert segmenter._graphs._loaded == {}
+    segmenter.segment(frame, (1.5, 1.5))
+    assert list(segmenter._graphs._loaded) == ["32x30@1.5-uint16"]
+    segmenter.warm_up()
+    assert len(segmenter._graphs._loaded) == 3
+
+
+def test_a_graph_for_other_frames_than_the_manifest_says_is_refused(with_graphs, tmp_path):
+    frames = [p.model_copy(update={"size": (30, 32)}) for p in Manifest.read(with_graphs / MANIFEST).frames]
+    segmenter = Segmenter(changed(with_graphs, tmp_path / "b.edgeseg", frames=tuple(frames)), "openvino", "fp32",
+                          threads=1)
+    frame = tiny_bundle.LEVELS[tiny_bundle.label_image(0, (30, 32))].astype(np.uint16)
+    assert "the manifest says uint16 (1, 1, 30, 32)" in segmenter.segment(frame, (1.5, 1.5)).status
+    with pytest.raises(EdgesegError, match="export the bundle again"):
+        segmenter.warm_up()
 
 
 def test_wrong_choices_and_a_grid_that_does_not_fit_are_refused(bundle, tmp_path):
@@ -136,7 +219,8 @@ def test_wrong_choices_and_a_grid_that_does_not_fit_are_refused(bundle, tmp_path
     grid = Manifest.read(bundle / MANIFEST).preprocessing.model_copy(update={"size": (64, 64)})
     other = changed(bundle, tmp_path / "other.edgeseg", preprocessing=grid)
     for arguments, message in (
-        ((bundle, "cuda"), "openvino, onnxruntime"), ((bundle, "openvino", "bf16"), "auto, fp32"),
+        ((bundle, "cuda"), "openvino, onnxruntime"),
+        ((bundle, "openvino", "fp16"), "auto, fp32, bf16, int8"), ((bundle, "onnxruntime", "bf16"), "bf16"),
         ((fp32, "openvino", "int8"), r"no model\.int8\.xml"), ((other,), r"takes \(1, 1, 32, 32\)"),
     ):
         with pytest.raises(EdgesegError, match=message):

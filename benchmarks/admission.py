@@ -1,0 +1,241 @@
+"""Admission's numbers: what INT8 costs, what the calibration set matters, what a frame graph adds, what verify takes.
+
+    python benchmarks/admission.py --run runs/cine --data acdc:DIR --out benchmarks/results
+
+Writes admission.json and admission.md. Gates and choices are dev's; the Dice figures are on `val`, on which nothing was
+chosen. The patient is the unit of every interval.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from common import Target, cell, markdown_table, provenance, target
+
+from edgeseg.bundle.calibrate import draw_frames
+from edgeseg.bundle.export import export_bundle
+from edgeseg.bundle.frame_check import protocol_frames
+from edgeseg.bundle.graph import parse_protocol
+from edgeseg.bundle.recipe import CalibrationRecipe
+from edgeseg.cli.export import gate_rows
+from edgeseg.container import Bundle, open_bundle
+from edgeseg.distill.run import Run
+from edgeseg.errors import EdgesegError
+from edgeseg.manifest import FrameProtocol
+from edgeseg.measure.bench import Bench, RowSpec, measure
+from edgeseg.measure.document import write_json, write_text
+from edgeseg.measure.evaluate import evaluate_bundle
+from edgeseg.measure.statistics import Difference, Interval, paired_difference
+from edgeseg.measure.turns import Job, write_frames
+from edgeseg.readers import open_data
+from edgeseg.runtime.backends import model_file
+
+RECIPES = Path(__file__).resolve().parents[1] / "calibration"
+BACKENDS = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def export(run: Run, out: Path, recipe: CalibrationRecipe,
+           protocols: tuple[FrameProtocol, ...]) -> tuple[Bundle, float]:
+    start = time.monotonic()
+    bundle = open_bundle(export_bundle(run, out, recipe=recipe, protocols=protocols,
+                                       say=lambda line: say(f"export   {line}")))
+    return bundle, time.monotonic() - start
+
+
+def dice(bundle: Bundle, data: str, split: str) -> dict[str, dict[str, float]]:
+    """`openvino int8` -> patient -> mean Dice."""
+    found = {}
+    for backend in BACKENDS:
+        for precision in ("fp32", "int8"):
+            say(f"evaluate {bundle.path.name} {backend} {precision} on {split}")
+            found[f"{backend} {precision}"] = evaluate_bundle(bundle.path, data, split, None, precision,
+                                                              backend).patient_dice()
+    return found
+
+
+def difference(a: dict[str, float], b: dict[str, float]) -> Difference:
+    both = sorted(a.keys() & b.keys())
+    return paired_difference([a[p] for p in both], [b[p] for p in both])
+
+
+def unequal_files(a: Bundle, b: Bundle) -> list[str]:
+    """Names of the files that differ, the manifest compared without `measured` and the name."""
+    manifests = [x.manifest.model_dump(exclude={"measured", "name"}) for x in (a, b)]
+    changed = ["manifest.json"] if manifests[0] != manifests[1] else []
+    written_from_it = {"manifest.json", "SHA256SUMS", "MODEL_CARD.md", "metadata.json"}
+    return changed + [n for n in sorted(a.files | b.files) if n not in written_from_it
+                      and not (n in a.files and n in b.files and a.file(n).read_bytes() == b.file(n).read_bytes())]
+
+
+def frame_speed(bundle: Bundle, run: Run, protocol: FrameProtocol, threads: int, seconds: float) -> Bench:
+    """Core networks and frame graphs of both runtimes and precisions in one interleaved run, on real frames."""
+    data = run.dataset().select("dev")
+    raw = protocol_frames(data, protocol)
+    windows = [f.window for f in draw_frames(data, run.preprocessing, len(raw), 0)]
+    with tempfile.TemporaryDirectory(prefix="edgeseg-admission-") as scratch:
+        def frames(name: str, images: list[np.ndarray]) -> str:
+            return str(write_frames(Path(scratch) / name, images, [(1.0, 1.0)] * len(images), images))
+
+        inputs = {"core": frames("core.npz", windows), "frame": frames("frame.npz", raw)}
+        specs = []
+        for backend in BACKENDS:
+            ending = model_file(backend, "fp32").rpartition(".")[2]
+            for precision in ("fp32", "int8"):
+                core, name = bundle.file(model_file(backend, precision)), f"{backend} {precision}"
+                graph = bundle.file(f"frames/{protocol.name}/{precision}.{ending}")
+                specs += [RowSpec(f"core {name}", "student", Job("network", str(core), inputs["core"], backend,
+                                                                 "fp32", threads), (f"frame {name}",)),
+                          RowSpec(f"frame {name}", "student", Job("network", str(graph), inputs["frame"], backend,
+                                                                  "fp32", threads))]
+        return measure(specs, seconds, 1.0)
+
+
+def stability(run: Path, sets: int, recipe: Path, other: Path) -> dict[str, Any]:
+    """`edgeseg calibrate --stability`, as a user runs it."""
+    done = subprocess.run([sys.executable, "-m", "edgeseg", "calibrate", str(run), "--stability", str(sets),
+                           "--calibration", str(recipe), "--compare", str(other), "--json"],
+                          capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EdgesegError(f"calibrate failed: {done.stderr.strip().splitlines()[-1:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def verify_seconds(bundle: Bundle) -> tuple[float, int]:
+    """Wall seconds of `edgeseg verify` from start to exit, and its exit code."""
+    start = time.monotonic()
+    code = subprocess.run([sys.executable, "-m", "edgeseg", "verify", str(bundle.path), "--no-record"],
+                          capture_output=True, check=False).returncode
+    return time.monotonic() - start, code
+
+
+def spreads(found: dict[str, Any]) -> dict[str, float]:
+    """Runtime -> max - min of the mean Dice over the calibration sets."""
+    return {backend: float(found["backends"][backend]["spread"]) for backend in BACKENDS}
+
+
+def collect(given: argparse.Namespace) -> dict[str, Any]:
+    run = Run.open(given.run)
+    protocol = parse_protocol(given.frame, given.dtype)
+    recipe, phantom = (CalibrationRecipe.load(RECIPES / f"{name}.toml") for name in ("cine", "cine-phantom"))
+    with tempfile.TemporaryDirectory(prefix="edgeseg-admission-") as kept:
+        folder = Path(kept)
+        bundle, seconds = export(run, folder / "first.edgeseg", recipe, (protocol,))
+        again, _ = export(run, folder / "second.edgeseg", recipe, (protocol,))
+        free, _ = export(run, folder / "phantom.edgeseg", phantom, ())
+        real, synthetic = dice(bundle, given.data, given.split), dice(free, given.data, given.split)
+        found = {
+            "manifest": bundle.manifest, "export_seconds": seconds, "unequal_files": unequal_files(bundle, again),
+            "megabytes": sum(bundle.file(n).stat().st_size for n in bundle.files if "/" not in n) / 1e6,
+            "megabytes_with_frames": sum(bundle.file(n).stat().st_size for n in bundle.files) / 1e6,
+            "dice": {"training frames": real, "phantom frames": synthetic},
+            "drop": {b: difference(real[f"{b} fp32"], real[f"{b} int8"]) for b in BACKENDS},
+            "phantom": {b: difference(synthetic[f"{b} int8"], real[f"{b} int8"]) for b in BACKENDS},
+            "phantom_admission": free.manifest.measured.admission,
+        }
+        say("stability of calibration")
+        found["stability"] = stability(run.folder, given.sets, RECIPES / "cine.toml", RECIPES / "cine-phantom.toml")
+        say("timing   core and frame graph")
+        found["speed"] = {str(t): frame_speed(bundle, run, protocol, t, given.seconds) for t in given.threads}
+        found["verify"] = verify_seconds(bundle)
+    return found
+
+
+def targets(found: dict[str, Any], threads: int) -> list[Target]:
+    rows = []
+    for backend, label in BACKENDS.items():
+        rows.append(target(f"INT8 mean Dice drop, {label}", found["drop"][backend], "<=", 0.003))
+    for backend, label in BACKENDS.items():
+        d = found["phantom"][backend]
+        rows.append(Target(f"|Dice, phantom - real calibration|, {label}", abs(d.value), "<=", 0.005, n=d.n))
+    rows += [Target(f"spread of Dice over calibration sets, {BACKENDS[b]} (dev)", value, "<=", 0.003,
+                    n=found["stability"]["sets"]) for b, value in spreads(found["stability"]).items()]
+    bench = found["speed"][str(threads)]
+    for backend, label in BACKENDS.items():
+        for precision in ("fp32", "int8"):
+            core, frame = (bench.row(f"{kind} {backend} {precision}") for kind in ("core", "frame"))
+            ratio: Interval = core.speed_up[f"frame {backend} {precision}"]
+            added = frame.network.p50_ms - core.network.p50_ms
+            name = f"frame graph, {label} {precision.upper()}, {threads} threads"
+            rows.append(Target(f"{name}: ms added" if added <= 0.5 else f"{name}: times the core's latency",
+                               added if added <= 0.5 else ratio.value, "<=", 0.5 if added <= 0.5 else 1.3, n=ratio.n))
+    seconds, code = found["verify"]
+    rows += [Target(f"edgeseg verify, s (exit code {code})", seconds, "<=", 10.0),
+             Target("bundle, MB", found["megabytes"], "<=", 12.0),
+             Target("bundle with one protocol's frame graphs, MB", found["megabytes_with_frames"], "<=", 12.0),
+             Target("files that differ between two exports", float(len(found["unequal_files"])), "<=", 0.0)]
+    return rows
+
+
+def page(found: dict[str, Any], rows: list[Target], document: dict[str, Any], split: str) -> str:
+    measured = found["manifest"].measured
+    checks = [(c.protocol, c.backend, c.precision, f"{c.agreement:.5f}", f"{c.least_dice:.4f}")
+              for c in measured.frame_checks]
+    speeds = [(threads, r.name, f"{r.network.p50_ms:.2f}", f"{r.network.p99_ms:.2f}" if r.network.p99_ms else "-",
+               "".join(cell(i, 2) for i in r.speed_up.values()))
+              for threads, bench in found["speed"].items() for r in bench.rows]
+    table = [(name, which, f"{np.mean(list(v.values())):.4f}", str(len(v)))
+             for name, all_ in found["dice"].items() for which, v in all_.items()]
+    machine = document["speed"][next(iter(document["speed"]))]["machine"]
+    return "\n".join([
+        "# Admission", "", f"Run `{document['run']}`, commit {document['commit']}"
+        f"{' with uncommitted changes' if document['changed_files'] else ''}, `{document['command']}`; "
+        f"{machine['cpu']}, {machine['cpus_affinity']} CPUs"
+        + (", **busy while timing**" if any(b.load["busy"] for b in found["speed"].values()) else "") + ".", "",
+        markdown_table(("what", "value", "95 %", "limit", "verdict"), [t.line() for t in rows]),
+        f"## Mean Dice on {split}, by calibration frames", "",
+        markdown_table(("calibrated on", "file", "mean Dice", "patients"), table),
+        "## Gates on dev (calibrated on training frames)", "",
+        markdown_table(*(lambda g: (g[0], g[1:]))(gate_rows(measured.admission.gates))),
+        "## Ladder", "",
+        markdown_table(("rung", "runtime", "dev Dice", "missed"),
+                       [(r.rung, r.backend, f"{r.dice:.4f}", ", ".join(r.failed) or "-") for r in measured.ladder]),
+        "## Frame graph against the NumPy pipeline, dev frames", "",
+        markdown_table(("protocol", "runtime", "precision", "equal labels", "least Dice"), checks),
+        "## Core network and frame graph", "",
+        markdown_table(("threads", "row", "p50 ms", "p99 ms", "frame / core"),
+                       speeds),
+        "## Statistics of each frame instead of the volume", "",
+        markdown_table(("split", "volume", "frame - volume"),
+                       [(s.split, f"{s.volume.value:.4f}", f"{s.difference.value:+.4f} [{s.difference.low:+.4f}, "
+                         f"{s.difference.high:+.4f}]") for s in measured.streaming])])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--frame", default="256x216@1.40625")
+    parser.add_argument("--dtype", default="uint16")
+    parser.add_argument("--sets", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    given = parser.parse_args()
+    open_data(given.data)  # a wrong path is better found now
+    found = collect(given)
+    rows = targets(found, given.threads[0])
+    document = {"schema": "edgeseg.admission/1", **provenance(), "run": given.run.name,
+                "targets": [t.document() for t in rows], **found, "manifest": found["manifest"].model_dump(mode="json"),
+                "phantom_admission": found["phantom_admission"].model_dump(mode="json"),
+                "speed": {t: b.document() for t, b in found["speed"].items()}}
+    write_json(given.out / "admission.json", document)
+    write_text(given.out / "admission.md", page(found, rows, document, given.split))
+    for t in rows:
+        say("   ".join(t.line()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+import re
+
+import pytest
+import tiny_bundle
+from measured_manifest import with_evidence
+
+from edgeseg.bundle.card import licence_text, model_card
+from edgeseg.container import open_bundle
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    return open_bundle(tiny_bundle.make_bundle(tmp_path_factory.mktemp("x") / "tiny.edgeseg")).manifest
+
+
+@pytest.fixture(scope="module")
+def card(bare):
+    return model_card(with_evidence(bare))
+
+
+def section(card, title):
+    return card.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def cells(text):
+    return [[c.strip() for c in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| ")]
+
+
+def test_every_gate_stands_there_with_value_limit_and_verdict(bare, card):
+    rows = cells(section(card, "Admission of INT8"))
+    assert ["mean Dice drop", "openvino int8", "0.0012 [0.0004, 0.002]", "upper end <= 0.01", "passed"] in rows
+    assert ["mean Dice drop", "onnxruntime int8", "0.0212 [0.0204, 0.022]", "upper end <= 0.01", "FAILED"] in rows
+    assert ["LV EF bias", "openvino int8", "0.31 points", "<= 1 points", "passed"] in rows
+    for gate in with_evidence(bare).measured.admission.gates:
+        assert [gate.name, gate.subject] in [row[:2] for row in rows]
+    assert "openvino int8: admitted; onnxruntime int8: not admitted" in card
+    assert "20 patients of acdc dev" in card
+    assert ["openvino", "ptq", "0.9071", "mean Dice drop"] in rows
+
+
+def test_dice_of_each_structure_is_named_by_split(card):
+    text = section(card, "Dice per structure")
+    dev, val = text.split("On val")
+    assert ["runtime", "precision", "patients", "RV", "MYO", "LV", "mean"] in cells(dev)
+    assert ["openvino", "int8", "20", "0.91 [0.89, 0.93]", "0.88", "0.94", "0.91 [0.9, 0.92]"] in cells(dev)
+    assert ["onnxruntime", "fp32", "20", "0.88 [0.86, 0.9]", "0.85", "0.91", "0.88 [0.87, 0.89]"] in cells(val)
+    assert "only reported" in val
+
+
+def test_calibration_without_patients_says_so(bare, card):
+    text = section(card, "Calibration of INT8")
+    for words in ("no patient's image among them", "phantom:cine?n=40&seed=7", "cine phantom", "phase: 1 ED, 1 ES",
+                  "seed 7"):
+        assert words in text
+    assert "no patient's image" not in section(model_card(bare), "Calibration of INT8")
+
+
+def test_speed_streams_and_frame_graphs_name_their_machine_and_their_price(card):
+    speed, streams = section(card, "Speed"), section(card, "Streams and frame graphs")
+    for words in ("2 thread(s) of Some CPU", "avx512_vnni", "Other work was running"):
+        assert words in speed
+    assert ["openvino", "int8", "1.94", "1.8 [1.7, 1.9]"] in cells(speed)
+    assert "Val: normalising each frame by itself" in streams
+    assert "-0.004 [-0.006, -0.002] (from 0.8800)" in streams
+    assert "40x36@1.5-uint16" in streams
+    assert "99.87 % of the pixels" in streams
+
+
+def test_what_was_not_measured_is_said_and_nothing_is_left_open(bare):
+    without = model_card(bare.model_copy(update={"calibration": None}))
+    for card in (without, model_card(bare)):
+        assert not re.search(r"None\b(?! is of)|\(\)|\[\]|  +$", card)
+        assert "Not measured." in section(card, "Dice per structure")
+        assert "Not measured" in section(card, "Speed")
+    assert "no INT8" in section(without, "Admission of INT8")
+    assert "Not tested." in section(model_card(bare), "Admission of INT8")
+
+
+def test_data_and_licence_are_carried(bare, card):
+    assert "CC BY-NC-SA 4.0" in section(card, "Data and licences")
+    assert "creativecommons.org/licenses/by-nc-sa" in licence_text(with_evidence(bare))
+
+
+def test_a_bar_in_a_name_does_not_break_a_table(bare):
+    m = with_evidence(bare)
+    rung = m.measured.ladder[0].model_copy(update={"rung": "a|b"})
+    card = model_card(m.model_copy(update={"measured": m.measured.model_copy(update={"ladder": (rung,)})}))
+    assert ["openvino", "a\\|b", "0.9071", "mean Dice drop"] in cells(card)
