@@ -112,7 +112,7 @@ def fill(folder: Path, run: Run, name: str, int8: bool, recipe: CalibrationRecip
             measured = again.model_copy(update={"ladder": measured.ladder + again.ladder})
     measured = measured.model_copy(update={
         "training": plain({k: run.metrics[k] for k in ("dev", "seconds") if k in run.metrics})})
-    manifest = describe(run, name, calibration, protocols, measured)
+    manifest = describe(run, name, calibration, measured, protocols)
     manifest.write(folder / MANIFEST)
     (folder / "metadata.json").write_text(json.dumps(metadata(manifest), indent=1, ensure_ascii=False) + "\n", "utf-8")
     (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
@@ -129,8 +129,8 @@ def attempt(folder: Path, scratch: Path, model: "nn.Module", inputs: np.ndarray,
     return build_apart(scratch, folder, job, say)
 
 
-def describe(run: Run, name: str, calibration: Calibration | None, protocols: tuple[FrameProtocol, ...],
-             measured: Measured) -> Manifest:
+def describe(run: Run, name: str, calibration: Calibration | None, measured: Measured,
+             protocols: tuple[FrameProtocol, ...] = ()) -> Manifest:
     """The manifest of a run; of its recipe everything but where things were on the building machine."""
     recipe = {k: v for k, v in run.recipe.items() if k not in ("data", "split_file")}
     recipe["teacher"] = str(recipe.get("teacher", "none")).split(":", 1)[0]

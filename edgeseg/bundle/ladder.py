@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeseg.bundle.quantise import move, quantise_rung
+from edgeseg.bundle.quantise import NothingLeft, move, quantise_rung
 from edgeseg.manifest import BackendName, Rung
 
 Judge = Callable[[Path, str], tuple[float, tuple[str, ...]]]
@@ -17,7 +17,8 @@ def climb(backend: BackendName, fp32_onnx: Path, out: Path, frames: np.ndarray, 
           say: Callable[[str], None]) -> list[Rung]:
     """Write the INT8 file of the first rung that is admitted, else of the one with the best dev Dice, to `out`.
 
-    "fine-tune" is passed over: it changes weights, so it needs torch and begins again with a new FP32 file.
+    "fine-tune" is passed over: it changes weights, so it needs torch and begins again with a new FP32 file. So is a
+    rung that would leave nothing in INT8 after one that did not.
 
     Args:
         frames: calibration frames float32 [n, C, gh, gw].
@@ -30,13 +31,22 @@ def climb(backend: BackendName, fp32_onnx: Path, out: Path, frames: np.ndarray, 
     Raises:
         EdgesegError: the network cannot be quantised. OSError: the disk is full. `out` keeps what it had by then.
     """
+    def score(path: Path) -> float:
+        return judge(path, backend)[0]
+
     tried: list[Rung] = []
     for rung in rungs:
         if rung == "fine-tune":
             continue
         with tempfile.TemporaryDirectory(prefix=".rung-", dir=out.parent) as scratch:
             candidate = Path(scratch) / out.name
-            settings = quantise_rung(rung, backend, fp32_onnx, candidate, frames, lambda path: judge(path, backend)[0])
+            try:
+                settings = quantise_rung(rung, backend, fp32_onnx, candidate, frames, score)
+            except NothingLeft:
+                if not tried:
+                    raise
+                say(f"{backend} {rung}: would leave nothing in INT8")
+                continue
             dice, failed = judge(candidate, backend)
             verdict = f"misses {', '.join(failed)}" if failed else "admitted"
             say(f"{backend} {rung}: dev Dice {dice:.4f}, {verdict}")

@@ -62,6 +62,10 @@ def quantise_rung(rung: str, backend: str, fp32_onnx: Path, out: Path, frames: n
         raise EdgesegError(f"{fp32_onnx.name}: {rung} fails for {backend} ({last_line(error)})") from None
 
 
+class NothingLeft(EdgesegError):
+    """No convolution is in INT8: the network has none, or too few to leave some out."""
+
+
 class Network:
     """One FP32 network with its calibration frames, as NNCF wants them for a runtime."""
 
@@ -121,7 +125,7 @@ class Network:
                  ) -> dict[str, Any]:
         model = self.quantised(exact_bias, ignored, ranges=ranges)
         if not any(self.convolutions(model).values()):
-            raise EdgesegError(f"{self.fp32_onnx.name}: there is no convolution to quantise")
+            raise NothingLeft(f"{self.fp32_onnx.name}: no convolution is left to quantise")
         self.write(model, out)
         return self.settings(exact_bias, ranges, ignored)
 

@@ -76,7 +76,8 @@ class Preparation:
     def key(self) -> str:
         """What the arrays depend on, as text."""
         ids = [ref.id for ref in self.dataset.refs]
-        return json.dumps([ids, self.scheme.names, asdict(self.preprocessing), self.soft_targets is not None])
+        grid = {k: v for k, v in asdict(self.preprocessing).items() if k != "window"}  # that is for inference
+        return json.dumps([ids, self.scheme.names, grid, self.soft_targets is not None])
 
     def run(self, folder: Path, say: Callable[[str], None] = print) -> Cache:
         """Prepare every case, one at a time, into `folder`; cases that are already there are kept.

@@ -118,8 +118,8 @@ def hard_network(folder: Path, rung: str) -> tuple[Path, np.ndarray]:
 
 
 @pytest.mark.parametrize(("rung", "backend"), [
-    *[(rung, "openvino") for rung in HARD], ("accuracy-control", "onnxruntime"),
-    *[pytest.param(rung, "onnxruntime", marks=pytest.mark.soak) for rung in list(HARD)[:-1]]])
+    *[(rung, "openvino") for rung in HARD],
+    *[pytest.param(rung, "onnxruntime", marks=pytest.mark.soak) for rung in HARD]])
 def test_each_rung_is_reached_by_a_network_for_which_those_before_miss_the_limit(tmp_path, rung, backend):
     fp32, images = hard_network(tmp_path, rung)
     judge, said = Judge(fp32, images), []
@@ -154,14 +154,15 @@ def test_accuracy_control_leaves_out_what_harms_and_nothing_else(tmp_path):
 
 def test_when_no_rung_is_admitted_the_best_stays(tmp_path):
     fp32, images = hard_network(tmp_path, "range-percentile")
-    judge, out = Judge(fp32, images, limit=1.1), tmp_path / "model.int8.onnx"
-    tried = climb("onnxruntime", fp32, out, images, ("post-training", "range-percentile", "keep-ends", "fine-tune"),
-                  judge, str)
-    assert [r.rung for r in tried] == ["post-training", "range-percentile", "keep-ends"]  # fine-tune is not for here
+    judge, said, out = Judge(fp32, images, limit=1.1), [], tmp_path / "model.int8.onnx"
+    tried = climb("onnxruntime", fp32, out, images, ("range-percentile", "bias-correction", "keep-ends", "fine-tune"),
+                  judge, said.append)
+    assert [r.rung for r in tried] == ["range-percentile", "bias-correction"]  # fine-tune is not for here
+    assert said[-1] == "onnxruntime keep-ends: would leave nothing in INT8"  # of two convolutions
     assert all(r.failed for r in tried)
     dice = [r.dice for r in tried]
-    assert dice[0] < dice[1]  # so that it matters which one is kept
-    assert judge(out, "onnxruntime")[0] == max(dice)
+    assert dice[0] > dice[1]  # so that it matters which one is kept
+    assert judge(out, "onnxruntime")[0] == dice[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.fp32.bin", "model.fp32.onnx", "model.fp32.xml",
                                                           "model.int8.onnx"]
 
@@ -186,6 +187,7 @@ out.write(json.dumps(found))
 """
 
 
+@pytest.mark.soak
 def test_the_upper_rungs_give_the_same_bytes_in_every_fresh_process(tmp_path):
     processes = []
     for name in ("here", "somewhere else"):
