@@ -1,6 +1,7 @@
 # Two commands on a fresh machine (Debian 12: apt install python3 python3-venv make):
 #   make demo    the main job on the built-in phantom: teacher, distillation, INT8 export, bench, picture, closing table
 #   make test    all tests
+#   make soak    their mass forms
 # Everything is installed into .venv, pinned by constraints.txt. TORCH_INDEX=URL takes torch from there first.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint install clean
+.PHONY: demo test soak lint install clean
 
 install: $(INSTALLED)
 
@@ -29,6 +30,10 @@ FOLDERS := $(sort $(dir $(wildcard tests/*/test_*.py)))
 
 test: $(INSTALLED)
 	@set -e; for folder in $(FOLDERS); do echo "$$folder"; $(PY) -m pytest -q -m "not soak" "$$folder"; done
+
+# The mass forms: many random protocols, every rung in both runtimes, ...
+soak: $(INSTALLED)
+	@set -e; for folder in $(FOLDERS); do echo "$$folder"; $(PY) -m pytest -q -m soak "$$folder" || [ $$? -eq 5 ]; done
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

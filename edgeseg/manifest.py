@@ -4,27 +4,66 @@ Every value that was measured lies in `measured`; without that block, two export
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from hashlib import sha256 as sha256_of
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from edgeseg.errors import EdgesegError
+from edgeseg.evidence import (
+    Admission,
+    BackendName,
+    Change,
+    CpuClass,
+    Estimate,
+    FileCheck,
+    FrameCheck,
+    Gate,
+    Measured,
+    Part,
+    PrecisionName,
+    Rung,
+    Scores,
+    Speed,
+    Speeds,
+)
 from edgeseg.preprocess import Normalisation, Preprocessing
 
+__all__ = [
+    "SCHEMA_VERSION",
+    "Admission",
+    "BackendName",
+    "Calibration",
+    "CalibrationFrame",
+    "Change",
+    "ChannelNormalisation",
+    "CpuClass",
+    "Data",
+    "Estimate",
+    "FileCheck",
+    "FrameCheck",
+    "FrameProtocol",
+    "Gate",
+    "Grid",
+    "Labels",
+    "Manifest",
+    "Measured",
+    "Part",
+    "PrecisionName",
+    "Rung",
+    "Scores",
+    "Speed",
+    "Speeds",
+    "grid_of",
+    "preprocessing_of",
+    "split_sha256",
+]
+
 SCHEMA_VERSION = 1
-
-BackendName = Literal["openvino", "onnxruntime"]
-PrecisionName = Literal["fp32", "bf16", "int8"]
-
-
-class Part(BaseModel):
-    """Frozen, and nothing may be in the file that is not written here."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Labels(Part):
@@ -70,9 +109,10 @@ def split_sha256(patients: Iterable[str]) -> str:
 
 
 class CalibrationFrame(Part):
-    """One frame. `patient` and `case` are SHA-256 hashes salted with the run's weights (whoever holds the run can prove
-    which they are, nobody else can guess them), or plain ids with `--keep-ids`. `sha256` is that of the float32 network
-    input."""
+    """One frame. `patient` and `case` are SHA-256 hashes salted with the run's weights, or plain ids with `--keep-ids`:
+    whoever holds the run can prove which they are, and from the name alone nobody else can. `sha256` is that of the
+    float32 network input, without salt: whoever holds the same images can recompute it and so find which these are.
+    It is a fingerprint to check by, not anonymisation."""
 
     patient: str
     case: str
@@ -115,160 +155,13 @@ class FrameProtocol(Part):
     back: Literal["logits", "labels"]
 
 
-class FileCheck(Part):
-    """One model file against torch on real frames.
-
-    Attributes:
-        bytes: of the file, with the .bin of an IR.
-        max_logit_difference: in units of the logits; `logit_range` is their maximum minus their minimum.
-        relative_error: RMS difference over the standard deviation of torch's logits.
-        label_agreement: share of equal labels among the pixels where either sees foreground (0..1).
-    """
-
-    file: str
-    backend: BackendName
-    precision: PrecisionName
-    bytes: int
-    max_logit_difference: float
-    logit_range: float
-    relative_error: float
-    label_agreement: float
-
-
-class Estimate(Part):
-    """A measured value with its 95 % interval (None where it has none) over `n` patients or rounds."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-
-
-class Gate(Part):
-    """One admission gate: what was measured of `subject`, against which limit.
-
-    Attributes:
-        name: for example "mean Dice drop". unit: of value and limit, "" for a plain number.
-        subject: "openvino int8", "onnxruntime int8", "openvino bf16", "fp32 files", "int8 files".
-        kind: "accuracy", "clinical", "distance", "parity" or "speed".
-        tested: the number that is held against the limit: `estimate.value` or one end of its interval, as named.
-    """
-
-    name: str
-    subject: str
-    kind: Literal["accuracy", "clinical", "distance", "parity", "speed"]
-    estimate: Estimate
-    tested: Literal["value", "low", "high"]
-    relation: Literal["<=", ">=", ">"]
-    limit: float
-    unit: str
-    passed: bool
-
-
-class Rung(Part):
-    """One step of the quantisation ladder for one runtime; `failed`: the gates that it missed (none: admitted)."""
-
-    rung: str
-    backend: BackendName
-    settings: dict[str, Any]
-    dice: float
-    failed: tuple[str, ...]
-
-
-class Scores(Part):
-    """Dice of one file on one split: structure (and "mean") -> estimate over patients."""
-
-    backend: BackendName
-    precision: PrecisionName
-    split: str
-    dice: dict[str, Estimate]
-
-
-class Streaming(Part):
-    """Mean Dice with every frame normalised by itself minus with the volume's statistics, on one split."""
-
-    split: str
-    volume: Estimate
-    difference: Estimate
-
-
-class CpuClass(Part):
-    """What decides which precision is fastest: the instruction sets that runtimes use, and the cores to run on."""
-
-    isa: tuple[str, ...]
-    cores: int
-
-
-class Speed(Part):
-    """Network latency of one row of the paired, interleaved run: median in ms, and how many times as fast as FP32 in
-    the same runtime."""
-
-    backend: BackendName
-    precision: PrecisionName
-    median_ms: float
-    over_fp32: Estimate | None
-
-
-class Speeds(Part):
-    """One speed measurement: on what (`cpu` is the model's name), with how many threads, whether others were busy."""
-
-    cpu_class: CpuClass
-    cpu: str
-    threads: int
-    busy: bool
-    rows: tuple[Speed, ...]
-
-
-class Admission(Part):
-    """Every gate on `split` of the data set; dev chooses, so val is never here."""
-
-    data: str
-    split: str
-    patients: int
-    gates: tuple[Gate, ...]
-
-    def admitted(self, backend: str, precision: str) -> bool:
-        """Whether a precision of a runtime passed all its gates but speed, which depends on the machine."""
-        own = [g for g in self.gates if g.subject in (f"{backend} {precision}", f"{precision} files")
-               and g.kind != "speed"]
-        return any(g.kind == "accuracy" for g in own) and all(g.passed for g in own)
-
-
-class FrameCheck(Part):
-    """A frame graph against the NumPy pipeline on real frames: share of equal labels where either sees foreground,
-    and the least Dice of a structure between the two."""
-
-    protocol: str
-    backend: BackendName
-    precision: PrecisionName
-    agreement: float
-    least_dice: float
-
-
-class Measured(Part):
-    """Every measured value.
-
-    Attributes:
-        checks: each file against torch on `frames` frames of the split `frames_from`.
-        training: what training reported.
-        ladder, admission, speeds: how the INT8 files were found, which gates they passed, how fast they are here.
-        scores: of dev and (only reported) val. streaming: the price of statistics of a frame instead of a volume.
-    """
-
-    frames: int
-    frames_from: str
-    checks: tuple[FileCheck, ...]
-    training: dict[str, Any]
-    ladder: tuple[Rung, ...] = ()
-    admission: Admission | None = None
-    speeds: Speeds | None = None
-    scores: tuple[Scores, ...] = ()
-    streaming: tuple[Streaming, ...] = ()
-    frame_checks: tuple[FrameCheck, ...] = ()
-
-
 class Manifest(Part):
-    """Everything that a bundle says of itself."""
+    """Everything that a bundle says of itself.
+
+    Attributes:
+        limits: those that admission held. frames: protocols of the frame graphs.
+        golden: whose frames golden.npz holds: "phantom", or the name of a data set that its maker may share.
+    """
 
     schema_version: Literal[1] = 1
     name: str
@@ -283,7 +176,9 @@ class Manifest(Part):
     distillation: dict[str, Any]
     licences: dict[str, str]
     calibration: Calibration | None
+    limits: dict[str, float] = Field(default_factory=dict)
     frames: tuple[FrameProtocol, ...] = ()
+    golden: str = "phantom"
     versions: dict[str, str]
     measured: Measured
 
@@ -295,8 +190,8 @@ class Manifest(Part):
             EdgesegError: no JSON, a newer schema, or a field that is missing, unknown or of another kind.
         """
         try:
-            values = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
+            values = json.loads(path.read_text("utf-8"), parse_float=finite, parse_constant=finite)
+        except (OSError, ValueError, RecursionError):
             raise EdgesegError(f"{path}: not a readable manifest: copy the bundle again") from None
         version = values.get("schema_version") if isinstance(values, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -312,6 +207,13 @@ class Manifest(Part):
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
                         encoding="utf-8")
+
+
+def finite(number: str) -> float:
+    """A number of a JSON text; NaN and infinities (also as 1e999), which Python would read, are no JSON."""
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is not finite")
+    return value
 
 
 def grid_of(preprocessing: Preprocessing) -> Grid:

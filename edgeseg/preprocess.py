@@ -99,15 +99,19 @@ class Preprocessing:
         shape = geometry.canvas_shape(frames.shape[-2:], spacing, self.spacing)
         return geometry.resize_linear(self.normalise(frames), shape)
 
-    def segment(self, frames: np.ndarray, spacing: tuple[float, float], net: Net, batch: int = 1) -> np.ndarray:
+    def segment(self, frames: np.ndarray, spacing: tuple[float, float], net: Net, batch: int = 1,
+                back: Literal["logits", "labels"] = "logits") -> np.ndarray:
         """Raw float32 [N, C, H, W] of `spacing` mm -> class indices uint8 [N, H, W] in the same grid.
 
         Intensity statistics are those of all frames given: a whole volume's, or with N = 1 a stream's.
         An image larger than the grid gets one centred window or overlapping tiles whose logits are blended (`window`);
-        logits go back to the native grid linearly and the arg-max is taken there.
+        logits go back to the native grid linearly and the arg-max is taken there. With `back` "labels" it is taken on
+        the canvas, and each native pixel gets the label that holds its centre, as in frame graphs made so.
         """
-        canvas = self.to_canvas(frames, spacing)
-        return to_native(self.canvas_logits(canvas, net, batch), frames.shape[-2:])
+        logits = self.canvas_logits(self.to_canvas(frames, spacing), net, batch)
+        if back == "labels":
+            return geometry.resize_labels(logits.argmax(axis=1).astype(np.uint8), frames.shape[-2:])
+        return to_native(logits, frames.shape[-2:])
 
     def canvas_logits(self, canvas: np.ndarray, net: Net, batch: int = 1) -> np.ndarray:
         """Normalised canvas [N, C, h, w] -> logits float32 [N, K, h, w].

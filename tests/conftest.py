@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from edgeseg.runtime.telemetry import telemetry_off
+
+telemetry_off()  # OpenVINO would start a process for it at every conversion
+
 # Tiny networks on a busy machine: threads that wait for each other made these tests 10 times slower. Read by torch
 # and nnunetv2 (which sets its own number of threads around its export) when they are first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -3,6 +3,7 @@
 from edgeseg.manifest import (
     Admission,
     Calibration,
+    Change,
     CpuClass,
     Estimate,
     FrameCheck,
@@ -13,7 +14,6 @@ from edgeseg.manifest import (
     Scores,
     Speed,
     Speeds,
-    Streaming,
 )
 
 PROTOCOL = FrameProtocol(name="40x36@1.5-uint16", size=(40, 36), spacing=(1.5, 1.5), dtype="uint16", back="labels")
@@ -50,7 +50,7 @@ def with_evidence(m: Manifest) -> Manifest:
         "ladder": (Rung(rung="ptq", backend="openvino", settings={}, dice=0.9071, failed=("mean Dice drop",)),
                    Rung(rung="bias", backend="openvino", settings={}, dice=0.9093, failed=())),
         "admission": Admission(data="acdc", split="dev", patients=20, gates=gates), "speeds": speeds, "scores": scores,
-        "streaming": (Streaming(split="val", volume=estimate(0.88, 0.01), difference=estimate(-0.004, 0.002)),),
+        "streaming": (Change(split="val", before=estimate(0.88, 0.01), difference=estimate(-0.004, 0.002)),),
         "frame_checks": (FrameCheck(protocol=PROTOCOL.name, backend="openvino", precision="fp32", agreement=0.9987,
                                     least_dice=0.9979),)})
     sheet = Calibration(recipe="cine phantom", source="phantom:cine?n=40&seed=7", data="cine phantom", synthetic=True,

@@ -34,10 +34,14 @@ def admit_bundle(path: Path, data: str, split: str = "dev", split_file: Path | N
                  say: Say = lambda line: None) -> Admitted:
     """Score every precision of the bundle at `path` on `split` of `data` and hold it against FP32 (`admission`).
 
+    Args:
+        limits: default: those that the bundle was admitted with.
+
     Raises:
         EdgesegError: a damaged bundle, a bundle with nothing beside FP32, an empty or unlabelled split.
     """
-    bundle, limits = open_bundle(path), limits or Limits()
+    bundle = open_bundle(path)
+    limits = limits or Limits(**bundle.manifest.limits)
     dataset = open_data(data, split_file)
     cases = dataset.select(None if split == "all" else split)
     if not len(cases):
@@ -52,8 +56,9 @@ def admit_bundle(path: Path, data: str, split: str = "dev", split_file: Path | N
              for g in admission.candidate_gates(f"{b} {p}", found[b, p], found[b, "fp32"], limits)]
     say("comparing the runtimes")
     parity = {p: compared(bundle, p, cases, threads) for p in ("fp32", "int8") if ("openvino", p) in found}
-    gates += admission.parity_gates(parity["fp32"][0], parity["int8"][1] if "int8" in parity else None, len(cases),
-                                    limits)
+    gates.append(admission.fp32_parity(parity["fp32"][0], len(cases), limits))
+    if "int8" in parity:
+        gates.append(admission.int8_parity(parity["int8"][1], len(cases), limits))
     say("timing")
     speeds = measure_speeds(bundle.path, golden_inputs(bundle), seconds, threads)
     gates += admission.speed_gates(speeds)

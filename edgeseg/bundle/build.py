@@ -21,6 +21,7 @@ from edgeseg.bundle.recipe import RUNGS, CalibrationRecipe
 from edgeseg.distill.run import Run
 from edgeseg.manifest import (
     Admission,
+    Change,
     FrameCheck,
     FrameProtocol,
     Gate,
@@ -30,12 +31,11 @@ from edgeseg.manifest import (
     Rung,
     Scores,
     Speeds,
-    Streaming,
 )
 from edgeseg.measure.evaluate import Evaluation
 from edgeseg.measure.statistics import bootstrap_interval, paired_difference
 from edgeseg.readers import Dataset
-from edgeseg.runtime.backends import BACKENDS, PRECISIONS, load_backend, model_file
+from edgeseg.runtime.backends import BACKENDS, load_backend, model_file
 
 FEWEST = 2
 """dev patients from which on an interval exists: with fewer nothing can be admitted, and climbing is pointless."""
@@ -45,8 +45,8 @@ class Job(Part):
     """What `export.py` asks for.
 
     Attributes:
-        run: its folder. tuned: the weights come from the ladder's last rung. last: there is no further rung.
-        seconds: counted time of each row of the speed gate.
+        run: its folder. untuned: folder with the model files of the run's own weights when FOLDER gets fine-tuned ones.
+        seconds: counted time of each row of the speed gate. golden: data set of the golden frames; "": phantom.
     """
 
     run: str
@@ -54,9 +54,9 @@ class Job(Part):
     recipe: dict[str, Any]
     protocols: tuple[FrameProtocol, ...]
     frames_from: str
-    tuned: bool
-    last: bool
     seconds: float
+    golden: str = ""
+    untuned: str | None = None
 
 
 def build_apart(scratch: Path, folder: Path, job: Job, say: Say) -> Measured:
@@ -73,13 +73,11 @@ def build(scratch: Path, folder: Path, say: Say) -> Measured:
     from edgeseg.bundle.graph import write_frame_graphs
 
     job = Job.model_validate_json((scratch / "job.json").read_text())
-    site = Site(folder, Run.open(Path(job.run)), TypeAdapter(CalibrationRecipe).validate_python(job.recipe), say)
+    recipe = TypeAdapter(CalibrationRecipe).validate_python(job.recipe)
+    site = Site(folder, Run.open(Path(job.run)), recipe, say, Path(job.untuned) if job.untuned else None)
     fp32 = folder / "model.fp32.onnx"
     quantise.convert(fp32, fp32.with_suffix(".xml"))
-    ladder = site.climb(np.load(scratch / "calibration.npy"), job.tuned) if job.int8 else []
-    gates = site.gates()
-    if job.int8 and not job.last and site.judged and not site.int8_admitted(gates):  # the last rung may still help
-        return Measured(frames=0, frames_from="", checks=(), training={}, ladder=tuple(ladder))
+    ladder = site.climb(np.load(scratch / "calibration.npy")) if job.int8 else []
     inputs = np.load(scratch / "inputs.npy")
     checks = check_files(folder, inputs, np.load(scratch / "logits.npy"))
     refuse_bad(checks)
@@ -87,27 +85,30 @@ def build(scratch: Path, folder: Path, say: Say) -> Measured:
         say(f"frame graph {protocol.name}")
         write_frame_graphs(folder, site.run.preprocessing, site.run.scheme.values, protocol)
     frame_checks = site.check_frames(job.protocols)
-    write_golden(folder, site.run.preprocessing)
+    write_golden(folder, site.run.preprocessing, job.golden)
+    gates = site.gates()
     say("timing")
     speeds = site.speeds(inputs, job.seconds)
-    found = site.admission([*gates, *admission.speed_gates(speeds)])
+    streaming, label_return = site.costs()
     return Measured(frames=len(inputs), frames_from=job.frames_from, checks=tuple(checks), training={},
-                    ladder=tuple(ladder), admission=found, speeds=speeds, scores=tuple(site.reported()),
-                    streaming=tuple(site.streaming()), frame_checks=frame_checks)
+                    ladder=tuple(ladder), admission=site.admission([*gates, *admission.speed_gates(speeds)]),
+                    speeds=speeds, scores=tuple(site.reported()), streaming=streaming, label_return=label_return,
+                    frame_checks=frame_checks)
 
 
 @dataclass
 class Site:
     """A folder of model files under construction, and the cases that judge them.
 
-    `evaluations` keeps what was scored: (split, backend, precision) -> Evaluation.
+    `evaluations` keeps what was scored: (split, file) -> Evaluation, for files that do not change any more.
     """
 
     folder: Path
     run: Run
     recipe: CalibrationRecipe
     say: Say
-    evaluations: dict[tuple[str, str, str], Evaluation] = field(default_factory=dict)
+    untuned: Path | None = None
+    evaluations: dict[tuple[str, str, Path], Evaluation] = field(default_factory=dict)
 
     @cached_property
     def splits(self) -> dict[str, Dataset]:
@@ -121,44 +122,46 @@ class Site:
         """Whether dev can tell an INT8 file that is good enough from one that is not."""
         return "dev" in self.splits and len(self.splits["dev"].patients()) >= FEWEST
 
-    def int8_admitted(self, gates: Sequence[Gate]) -> bool:
-        found = self.admission(gates)
-        return found is not None and all(found.admitted(b, "int8") for b in BACKENDS)
-
     def path(self, backend: str, precision: str) -> Path:
         return self.folder / model_file(backend, precision)
 
-    def evaluation(self, split: str, backend: str, precision: str) -> Evaluation:
-        key = (split, backend, precision)
+    def evaluation(self, split: str, backend: str, precision: str, folder: Path | None = None) -> Evaluation:
+        path = (folder or self.folder) / model_file(backend, precision)
+        key = (split, precision, path)
         if key not in self.evaluations:
             self.say(f"scoring {backend} {precision} on {split}")
-            self.evaluations[key] = self.score(self.path(backend, precision), split, backend, precision)
+            self.evaluations[key] = self.score(path, split, backend, precision)
         return self.evaluations[key]
 
     def score(self, path: Path, split: str, backend: str, precision: str) -> Evaluation:
         return score.score_file(path, backend, precision, self.splits[split], self.run.preprocessing, self.run.scheme)
 
-    def climb(self, frames: np.ndarray, tuned: bool) -> list[Rung]:
-        """Both INT8 files; without labelled dev cases nothing can judge, so the first rung is taken."""
+    def against_fp32(self, found: Evaluation, backend: str, precision: str) -> list[Gate]:
+        """The gates of one candidate; fine-tuned ones are held against the run's own weights, which they replace."""
+        fp32 = self.evaluation("dev", backend, "fp32", self.untuned)
+        return admission.candidate_gates(f"{backend} {precision}", found, fp32, self.recipe.limits)
+
+    def climb(self, frames: np.ndarray) -> list[Rung]:
+        """Both INT8 files, ONNX Runtime's also held against OpenVINO's; without enough dev patients nothing can judge,
+        so the first rung is taken."""
         from edgeseg.bundle.ladder import climb
 
         rungs = tuple(r for r in self.recipe.rungs if r != "fine-tune") or RUNGS[:1]
-        if not self.judged:
-            rungs = rungs[:1]
-
-        def judge(path: Path, backend: str) -> tuple[float, tuple[str, ...]]:
-            if "dev" not in self.splits:
-                return 0.0, ("no labelled dev cases",)
-            found = self.score(path, "dev", backend, "int8")
-            missed = admission.failed(admission.candidate_gates(
-                f"{backend} int8", found, self.evaluation("dev", backend, "fp32"), self.recipe.limits))
-            return float(np.mean(list(found.patient_dice().values()))), missed
-
         ladder: list[Rung] = []
         for backend in BACKENDS:
-            ladder += climb(backend, self.path("onnxruntime", "fp32"), self.path(backend, "int8"), frames, rungs, judge,
-                            self.say)
-        return [r.model_copy(update={"rung": f"fine-tune, {r.rung}"}) for r in ladder] if tuned else ladder
+            ladder += climb(backend, self.path("onnxruntime", "fp32"), self.path(backend, "int8"), frames,
+                            rungs if self.judged else rungs[:1], self.judge, self.say)
+        return [r.model_copy(update={"rung": f"fine-tune, {r.rung}"}) for r in ladder] if self.untuned else ladder
+
+    def judge(self, path: Path, backend: str) -> tuple[float, tuple[str, ...]]:
+        """Mean dev Dice of a file and the gates that it misses, as the ladder asks."""
+        if "dev" not in self.splits:
+            return 0.0, ("no labelled dev cases",)
+        found = self.score(path, "dev", backend, "int8")
+        gates = self.against_fp32(found, backend, "int8")
+        if backend == "onnxruntime" and all(g.passed for g in gates):
+            gates.append(self.int8_parity(path))
+        return float(np.mean(list(found.patient_dice().values()))), admission.failed(gates)
 
     def candidates(self) -> list[tuple[Literal["openvino", "onnxruntime"], PrecisionName]]:
         """Every precision beside FP32 that there is here."""
@@ -172,16 +175,23 @@ class Site:
         if "dev" not in self.splits:
             return []
         gates: list[Gate] = []
-        for backend, precision in self.candidates():
-            gates += admission.candidate_gates(f"{backend} {precision}", self.evaluation("dev", backend, precision),
-                                               self.evaluation("dev", backend, "fp32"), self.recipe.limits)
+        replaced = [(b, "fp32") for b in BACKENDS] if self.untuned else []
+        for backend, precision in [*replaced, *self.candidates()]:
+            gates += self.against_fp32(self.evaluation("dev", backend, precision), backend, precision)
         self.say("comparing the runtimes on dev")
-        found = {p: self.agreement(p) for p in PRECISIONS if self.path("openvino", p).is_file()}
-        return gates + admission.parity_gates(found["fp32"][0], found["int8"][1] if "int8" in found else None,
-                                              len(self.splits["dev"]), self.recipe.limits)
+        agreement, _ = self.compare([self.path(b, "fp32") for b in BACKENDS])
+        gates.append(admission.fp32_parity(agreement, len(self.splits["dev"]), self.recipe.limits))
+        if self.path("openvino", "int8").is_file():
+            gates.append(self.int8_parity(self.path("onnxruntime", "int8")))
+        return gates
 
-    def agreement(self, precision: str) -> tuple[float, float]:
-        a, b = (load_backend(backend, self.path(backend, precision)) for backend in BACKENDS)
+    def int8_parity(self, onnx: Path) -> Gate:
+        _, dice = self.compare([self.path("openvino", "int8"), onnx])
+        return admission.int8_parity(dice, len(self.splits["dev"]), self.recipe.limits)
+
+    def compare(self, paths: Sequence[Path]) -> tuple[float, float]:
+        """Agreement of the two runtimes, each on its file."""
+        a, b = (load_backend(backend, path) for backend, path in zip(BACKENDS, paths, strict=True))
         return score.agreement(a, b, self.splits["dev"], self.run.preprocessing, len(self.run.scheme.foreground))
 
     def admission(self, gates: Sequence[Gate]) -> Admission | None:
@@ -201,19 +211,19 @@ class Site:
         rows += self.candidates()
         return [score.scores(self.evaluation(split, b, p), b, p, split) for split in self.splits for b, p in rows]
 
-    def streaming(self) -> list[Streaming]:
-        """What statistics of each frame cost against those of the volume, in OpenVINO FP32."""
-        if not any(n.kind in ("zscore", "rescale") for n in self.run.preprocessing.channels):
-            return []
-        net, found = load_backend("openvino", self.path("openvino", "fp32")), []
+    def costs(self) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
+        """What statistics of each frame cost against those of the volume, and labels sent back to the native grid
+        against logits; in OpenVINO FP32, on dev and val."""
+        net = load_backend("openvino", self.path("openvino", "fp32"))
+        streaming, label_return = [], []
         for split, data in self.splits.items():
-            self.say(f"scoring statistics of each frame on {split}")
-            frames = score.score_streaming(net, data, self.run.preprocessing, self.run.scheme).patient_dice()
-            volume = self.evaluation(split, "openvino", "fp32").patient_dice()
-            difference = paired_difference(list(frames.values()), list(volume.values()))
-            found.append(Streaming(split=split, volume=score.estimate(bootstrap_interval(list(volume.values()))),
-                                   difference=score.estimate(difference)))
-        return found
+            before = self.evaluation(split, "openvino", "fp32")
+            self.say(f"scoring statistics of each frame, and labels sent back, on {split}")
+            given = (net, data, self.run.preprocessing, self.run.scheme)
+            label_return.append(change(split, before, score.score_label_return(*given)))
+            if any(n.kind in ("zscore", "rescale") for n in self.run.preprocessing.channels):
+                streaming.append(change(split, before, score.score_streaming(*given)))
+        return tuple(streaming), tuple(label_return)
 
     def check_frames(self, protocols: Sequence[FrameProtocol]) -> tuple[FrameCheck, ...]:
         from edgeseg.bundle.frame_check import check_frame_graph
@@ -222,6 +232,13 @@ class Site:
         data = data.select("dev") if len(data.select("dev")) else data.select("train")
         return tuple(check for protocol in protocols for check in check_frame_graph(
             self.folder, protocol, data, self.run.preprocessing, self.run.scheme.values))
+
+
+def change(split: str, before: Evaluation, after: Evaluation) -> Change:
+    """Mean Dice before, and the paired difference after - before."""
+    a, b = after.patient_dice(), before.patient_dice()
+    return Change(split=split, before=score.estimate(bootstrap_interval(list(b.values()))),
+                  difference=score.estimate(paired_difference([a[p] for p in b], list(b.values()))))
 
 
 def main(arguments: list[str], say: Say) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 import tempfile
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeseg.bundle.apart import Say
-from edgeseg.bundle.build import Job, build_apart
+from edgeseg.bundle.build import FEWEST, Job, build_apart
 from edgeseg.bundle.calibrate import calibration_frames, draw_frames
 from edgeseg.bundle.card import licence_text, model_card
 from edgeseg.bundle.fold import fold_batch_norm, torch_logits
@@ -36,6 +37,8 @@ from edgeseg.manifest import (
 )
 from edgeseg.measure.document import plain
 from edgeseg.onnx_file import write_onnx
+from edgeseg.readers import open_data
+from edgeseg.runtime.backends import BACKENDS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +51,7 @@ PACKAGES = ("edgeseg", "torch", "onnx", "onnxscript", "onnxruntime", "openvino",
 
 def export_bundle(run: Run, out: Path | None = None, int8: bool = True, recipe: CalibrationRecipe | None = None,
                   protocols: tuple[FrameProtocol, ...] = (), force: bool = False,
-                  seconds: float = 2.0, say: Say = lambda line: None) -> Path:
+                  seconds: float = 2.0, golden: str = "", say: Say = lambda line: None) -> Path:
     """Make the bundle of a finished run and return its folder.
 
     Args:
@@ -57,6 +60,7 @@ def export_bundle(run: Run, out: Path | None = None, int8: bool = True, recipe: 
         protocols: frame graphs to write.
         force: replace a bundle that is already there, once the new one is complete.
         seconds: counted time of each row of the speed gate.
+        golden: data set whose frames go into golden.npz, images included; default: phantom frames.
         say: told of each step.
 
     Raises:
@@ -71,7 +75,7 @@ def export_bundle(run: Run, out: Path | None = None, int8: bool = True, recipe: 
     try:
         with beside(out, force) as folder:
             fill(folder, run, out.name.removesuffix(SUFFIX), int8, recipe or CalibrationRecipe(), protocols, seconds,
-                 say)
+                 golden, say)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -81,7 +85,7 @@ def export_bundle(run: Run, out: Path | None = None, int8: bool = True, recipe: 
 
 
 def fill(folder: Path, run: Run, name: str, int8: bool, recipe: CalibrationRecipe,
-         protocols: tuple[FrameProtocol, ...], seconds: float, say: Say) -> None:
+         protocols: tuple[FrameProtocol, ...], seconds: float, golden: str, say: Say) -> None:
     """Write every file of the bundle into `folder`."""
     data = run.dataset()
     model = run.student()
@@ -97,22 +101,16 @@ def fill(folder: Path, run: Run, name: str, int8: bool, recipe: CalibrationRecip
             raise EdgesegError(f"{data.spec}: no training or dev case to check the exported files on: restore the data")
         inputs = np.stack([f.window for f in draw_frames(data.select(source), run.preprocessing, CHECK_FRAMES, 0)])
         np.save(scratch / "inputs.npy", inputs)
-        last = "fine-tune" not in recipe.rungs or not int8
         job = Job(run=str(run.folder.absolute()), int8=int8, recipe=asdict(recipe), protocols=protocols,
-                  frames_from=f"{data.name} {source}", tuned=False, last=last, seconds=seconds)
+                  frames_from=f"{data.name} {source}", seconds=seconds, golden=golden)
         measured = attempt(folder, scratch, model, inputs, job, say)
-        if not measured.checks:  # not admitted with these weights
-            from edgeseg.distill.fine_tune import fine_tune
-
-            assert frames is not None
-            say(f"not admitted yet: fine-tuning with simulated INT8, {recipe.fine_tune_steps} steps")
-            model = fine_tune(run, frames, recipe.fine_tune_steps, say)
-            job = job.model_copy(update={"tuned": True, "last": True})
-            again = attempt(folder, scratch, model, inputs, job, say)
-            measured = again.model_copy(update={"ladder": measured.ladder + again.ladder})
+        if frames is not None and "fine-tune" in recipe.rungs and may_tune(measured):
+            measured = tune(folder, scratch, run, frames, inputs, job, recipe.fine_tune_steps, measured, say)
     measured = measured.model_copy(update={
         "training": plain({k: run.metrics[k] for k in ("dev", "seconds") if k in run.metrics})})
-    manifest = describe(run, name, calibration, measured, protocols)
+    manifest = describe(run, name, calibration, measured).model_copy(update={
+        "frames": protocols, "limits": asdict(recipe.limits) if int8 else {},
+        "golden": open_data(golden).name if golden else "phantom"})
     manifest.write(folder / MANIFEST)
     (folder / "metadata.json").write_text(json.dumps(metadata(manifest), indent=1, ensure_ascii=False) + "\n", "utf-8")
     (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
@@ -122,15 +120,56 @@ def fill(folder: Path, run: Run, name: str, int8: bool, recipe: CalibrationRecip
 
 
 def attempt(folder: Path, scratch: Path, model: "nn.Module", inputs: np.ndarray, job: Job, say: Say) -> Measured:
-    """ONNX from the weights of `model`, and from it everything else. Without checks: not admitted, climb on."""
+    """ONNX from the weights of `model`, and from it everything else in `folder`."""
     np.save(scratch / "logits.npy", torch_logits(model, inputs))
     say("writing ONNX")
     write_onnx(fold_batch_norm(model), (1, *inputs.shape[1:]), folder / "model.fp32.onnx")
     return build_apart(scratch, folder, job, say)
 
 
-def describe(run: Run, name: str, calibration: Calibration | None, measured: Measured,
-             protocols: tuple[FrameProtocol, ...] = ()) -> Manifest:
+def may_tune(measured: Measured) -> bool:
+    """Whether other weights could still help: an INT8 file was judged and not admitted."""
+    found = measured.admission
+    return found is not None and found.patients >= FEWEST and len(admitted(measured)) < len(BACKENDS)
+
+
+def admitted(measured: Measured) -> list[str]:
+    """The runtimes whose INT8 file was admitted, with weights (if they were fine-tuned) that lost nothing in FP32."""
+    found = measured.admission
+    if found is None or any(not g.passed for g in found.gates if g.subject in {f"{b} fp32" for b in BACKENDS}):
+        return []
+    return [b for b in BACKENDS if found.admitted(b, "int8")]
+
+
+def tune(folder: Path, scratch: Path, run: Run, frames: np.ndarray, inputs: np.ndarray, job: Job, steps: int,
+         measured: Measured, say: Say) -> Measured:
+    """The ladder's last rung. Its files replace those in `folder` only if more runtimes admit INT8 then."""
+    from edgeseg.distill.fine_tune import fine_tune
+
+    say(f"not admitted yet: fine-tuning with simulated INT8, {steps} steps")
+    try:
+        model = fine_tune(run, frames, steps, say)
+    except EdgesegError as error:  # the rest of the bundle is none the worse for a teacher that is gone
+        say(f"fine-tuning is not possible ({error})")
+        return measured
+    if model is None:
+        return measured
+    tuned = folder / "tuned"
+    tuned.mkdir()
+    again = attempt(tuned, scratch, model, inputs, job.model_copy(update={"untuned": str(folder)}), say)
+    better = len(admitted(again)) > len(admitted(measured))
+    say(f"fine-tuned weights {'taken' if better else 'not taken'}")
+    ladder = measured.ladder + again.ladder
+    if better:
+        for old in [p for p in folder.iterdir() if p != tuned]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        for new in list(tuned.iterdir()):
+            new.rename(folder / new.name)
+    shutil.rmtree(tuned)
+    return (again if better else measured).model_copy(update={"ladder": ladder})
+
+
+def describe(run: Run, name: str, calibration: Calibration | None, measured: Measured) -> Manifest:
     """The manifest of a run; of its recipe everything but where things were on the building machine."""
     recipe = {k: v for k, v in run.recipe.items() if k not in ("data", "split_file")}
     recipe["teacher"] = str(recipe.get("teacher", "none")).split(":", 1)[0]
@@ -149,7 +188,6 @@ def describe(run: Run, name: str, calibration: Calibration | None, measured: Mea
         distillation=without_paths(plain(recipe)),
         licences={"weights": run.data["licence"], "software": "Apache-2.0"},
         calibration=calibration,
-        frames=protocols,
         versions={p: v for p in PACKAGES if (v := installed(p))},
         measured=measured,
     )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeseg.errors import EdgesegError
 from edgeseg.preprocess import Preprocessing
 from edgeseg.runtime.backends import BACKENDS, PRECISIONS, load_backend, model_file
 from edgeseg.runtime.golden import Golden, save_golden
@@ -32,9 +33,31 @@ def phantom_frames(channels: int, count: int = COUNT) -> list[tuple[np.ndarray, 
     return found
 
 
-def write_golden(folder: Path, preprocessing: Preprocessing) -> None:
-    """Segment the frames with every model file in `folder` and write golden.npz there."""
-    frames = phantom_frames(len(preprocessing.channels))
+def frames_of(spec: str, channels: int, count: int = COUNT) -> list[tuple[np.ndarray, tuple[float, float]]]:
+    """The middle frames [C, H, W] of `count` cases of a data set, with spacings: for a maker who may share them.
+
+    Raises:
+        EdgesegError: no such data, other channels.
+    """
+    from edgeseg.readers import open_data
+
+    found = []
+    for ref in open_data(spec).refs[:count]:
+        case = ref.load()
+        if case.frames.shape[1] != channels:
+            raise EdgesegError(f"{case.source or case.id}: {case.frames.shape[1]} channels, the task has {channels}")
+        found.append((case.frames[len(case.frames) // 2], case.spacing))
+    return found
+
+
+def write_golden(folder: Path, preprocessing: Preprocessing, spec: str = "") -> None:
+    """Segment the frames with every model file in `folder` and write golden.npz there.
+
+    Args:
+        spec: data set whose frames are taken; "": phantom frames, no patient's image.
+    """
+    channels = len(preprocessing.channels)
+    frames = frames_of(spec, channels) if spec else phantom_frames(channels)
     labels: list[dict[str, np.ndarray]] = [{} for _ in frames]
     for backend in BACKENDS:
         for precision in PRECISIONS:

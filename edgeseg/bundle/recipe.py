@@ -29,10 +29,10 @@ class Limits:
 
     Attributes:
         dice_drop: of the mean Dice; held by the upper end of the paired 95 % interval (a non-inferiority test).
-        dice_ratio: least INT8 / FP32 of the mean Dice. (0.999 is reported as a tier.)
+        dice_ratio: least INT8 / FP32 of the mean Dice, held by the low end. (0.999 is reported as a tier.)
         ef_bias, ef_limits: points of ejection fraction: |bias|, and the larger |95 % limit of agreement|.
         volume_bias, mass_bias: |bias| in percent of the FP32 mean.
-        hd95_rise: mm by which the mean HD95 may grow.
+        hd95_rise: mm by which the mean HD95 may grow, held by the upper end.
         fp32_parity: least share of equal labels, where either sees foreground, of the two runtimes on the FP32 file.
         int8_parity: least Dice of a structure between the two INT8 files.
     """

@@ -91,6 +91,8 @@ class Stability:
     def notes(self) -> list[str]:
         found = [f"{sets.recipe.name}: two sets share {100 * sets.overlap:.0f} % of their frames: the spread says "
                  "little of other frames" for sets in (self.own, self.others) if sets and sets.overlap > 0.5]
+        found.append(f"the spread is that of {RUNGS[0]} quantisation, whatever rungs the recipe names: later rungs "
+                     "of the ladder were not tried")
         if self.split == "val":
             found.append("val is only reported: choose on dev")
         return found

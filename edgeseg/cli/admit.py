@@ -9,11 +9,11 @@ Opt = typer.Option
 
 
 def admit(
-    bundle: Annotated[Path | None, typer.Argument(help="NAME.edgeseg (default: the latest in runs/)")] = None,
-    data: Annotated[str, Opt(help="acdc:DIR, mnms:DIR, nnunet:DIR, phantom:cine")] = "phantom:cine?n=30&seed=0",
+    bundle: Annotated[Path, typer.Argument(help="NAME.edgeseg")],
+    data: Annotated[str, Opt(help="labelled: acdc:DIR, mnms:DIR, nnunet:DIR, phantom:cine")],
     split: Annotated[str, Opt(help="dev chooses; val, train or all only report")] = "dev",
     split_file: Annotated[Path | None, Opt(help="JSON with train/dev/val patients")] = None,
-    calibration: Annotated[Path | None, Opt(help="calibration recipe whose limits hold")] = None,
+    calibration: Annotated[Path | None, Opt(help="recipe with other limits than the bundle's")] = None,
     seconds: Annotated[float, Opt(help="of timing a row")] = 2.0,
     threads: Annotated[int | None, Opt(help="CPU threads (default: what affinity and quota allow)")] = None,
     strict: Annotated[bool, Opt("--strict", help="exit with 3 when a gate is missed")] = False,
@@ -21,12 +21,11 @@ def admit(
 ) -> None:
     """Repeat the admission of a bundle's INT8 (and bf16) on labelled data and on this CPU. Changes nothing."""
     from edgeseg.bundle.admit import admit_bundle
-    from edgeseg.bundle.recipe import CalibrationRecipe, Limits
+    from edgeseg.bundle.recipe import CalibrationRecipe
     from edgeseg.cli.export import gate_rows, show, verdict
-    from edgeseg.container import latest_bundle
 
-    limits = CalibrationRecipe.load(calibration).limits if calibration else Limits()
-    found = admit_bundle(bundle or latest_bundle(), data, split, split_file, limits, seconds, threads,
+    limits = CalibrationRecipe.load(calibration).limits if calibration else None
+    found = admit_bundle(bundle, data, split, split_file, limits, seconds, threads,
                          lambda line: typer.echo(f"admit    {line} ...", err=as_json))
     if as_json:
         typer.echo(found.model_dump_json())

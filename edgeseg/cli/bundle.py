@@ -1,10 +1,11 @@
 """edgeseg bundle: look at bundles, check them, and pack them into one file."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+
+from edgeseg.cli.table import say, show
 
 if TYPE_CHECKING:
     from edgeseg.container import Bundle
@@ -30,7 +31,7 @@ def list_bundles(root: Annotated[Path, Arg(help="folder with bundles, or one bun
         return
     good = [(r["name"], f"{r['bytes'] / 1e6:.1f} MB", r["int8"], r["dice_text"], r["licence"])
             for r in rows if not r["error"]]
-    show([("bundle", "size", "INT8 admitted", "mean Dice", "licence"), *good])
+    show([("bundle", "size", "INT8 admitted", "mean Dice", "licence"), *good], indent=2)
     for r in rows:
         if r["error"]:
             say(f"damaged  {r['error']}")
@@ -169,14 +170,3 @@ def show_manifest(bundle: "Bundle") -> None:
                         ("SPEED", card.speed(m.measured.speeds)), ("STREAMS", card.frames(m)),
                         ("FILES", card.files(m))):
         say(f"\n{title}\n{text}")
-
-
-def show(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        say("  " + "   ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
-
-
-def say(text: str) -> None:
-    """Print what a manifest says: whoever wrote it must not reach the terminal's control characters."""
-    typer.echo("".join(c if c.isprintable() or c == "\n" else "?" for c in text))

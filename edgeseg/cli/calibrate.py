@@ -41,7 +41,7 @@ def calibrate(
 
 def show(result: "Stability") -> None:
     """A row a recipe and runtime, and what has to be said under them."""
-    from edgeseg.cli.export import show as show_rows
+    from edgeseg.cli.table import show as show_rows
 
     typer.echo(f"{result.run}: mean Dice on {result.patients} {result.split} patients of {result.data}")
     show_rows(table_rows(result))

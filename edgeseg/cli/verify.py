@@ -16,7 +16,8 @@ Opt = typer.Option
 def verify(
     bundle: Annotated[Path | None, typer.Argument(help="NAME.edgeseg (default: the latest in runs/)")] = None,
     seconds: Annotated[float, Opt(help="counted time of each network")] = 0.5,
-    threads: Annotated[int | None, Opt(help="of every network (default: what affinity and quota allow)")] = None,
+    threads: Annotated[int | None, Opt(help="of every network (default: what affinity and quota allow; with "
+                                           "another number nothing is kept for precision=auto)")] = None,
     out: Annotated[Path | None, Opt(help="folder for acceptance.json and acceptance.md")] = None,
     record: Annotated[bool, Opt(" /--no-record", help="do not keep the result for precision=auto on this machine",
                                 show_default=False)] = True,
@@ -43,9 +44,11 @@ def verify(
         typer.echo(one_line(result.document()))
     if not result.accepted:
         failed = [r for r in result.replays if r.passed is False]
-        raise GateFailed(f"{result.bundle}: {len(failed)} of {len(result.replays)} replays differ from the building "
-                         f"machine, first {failed[0].graph} {failed[0].backend} {failed[0].precision}: do not use it "
-                         "here; where FP32 differs too, look at the installed runtime")
+        first = f"{failed[0].graph} {failed[0].backend} {failed[0].precision}"
+        why = f" ({failed[0].failed})" if failed[0].failed else ""
+        raise GateFailed(f"{result.bundle}: {len(failed)} of {len(result.replays)} replays failed or differ from the "
+                         f"building machine, first {first}{why}: do not use it here; where FP32 differs too, look at "
+                         "the installed runtime")
 
 
 def summary(result: "Verification") -> list[str]:

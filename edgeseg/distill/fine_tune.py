@@ -27,11 +27,12 @@ VALIDATIONS = 10
 """At most so many times are the weights scored on dev."""
 
 
-def fine_tune(run: Run, frames: np.ndarray, steps: int, say: Callable[[str], None], trust: bool = False) -> "nn.Module":
-    """The run's student with weights that lose less in INT8: an ordinary module in evaluation mode.
+def fine_tune(run: Run, frames: np.ndarray, steps: int, say: Callable[[str], None],
+              trust: bool = False) -> "nn.Module | None":
+    """The run's student with weights that lose less in INT8: an ordinary module in evaluation mode, or None.
 
     Same loss, teacher, targets and training data as in the run; the weights are those of the best dev Dice of the
-    student with simulated INT8, among them the ones that it came with.
+    student with simulated INT8. None: they are not better than those that it came with.
 
     Args:
         frames: calibration frames float32 [n, C, gh, gw]: they set the ranges of the simulation.
@@ -65,9 +66,10 @@ def fine_tune(run: Run, frames: np.ndarray, steps: int, say: Callable[[str], Non
         better = module.best["dice"] > before
     say(f"simulated INT8: dev Dice {before:.4f} before, {module.best['dice']:.4f} after: "
         f"{'new' if better else 'old'} weights")
+    if not better:
+        return None
     found = run.student()
-    if better:
-        found.load_state_dict(tuned)
+    found.load_state_dict(tuned)
     return found.eval()
 
 

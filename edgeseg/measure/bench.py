@@ -153,7 +153,7 @@ def bench_bundle(path: Path, against: Path | None = None, threads: int | None = 
         specs = [*bundle_rows(bundle, stored, threads, tuple(s.name for s in others if s.role == "teacher")), *others]
         result = measure(specs, seconds, target, seed, on_block)
     names = [s.name for s in specs]
-    chosen = f"student OpenVINO {choose_precision(bundle, 'openvino').upper()}"
+    chosen = f"student OpenVINO {choose_precision(bundle, 'openvino', threads).upper()}"
     result.default_row = chosen if chosen in names else names[0]
     result.frames = len(frames)
     result.about = {"bundle": bundle.path.name, "threads": threads, "seed": seed,

@@ -92,6 +92,25 @@ def paired_difference(a: Sequence[float], b: Sequence[float], resamples: int = R
     return Difference(interval.value, interval.low, interval.high, interval.n, interval.resamples, level, p)
 
 
+def paired_t_interval(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Interval:
+    """Mean of a[i] - b[i] with Student's t interval; the ends are NaN for one pair. Pairs with a NaN are left out.
+
+    For tests of a margin on few patients: there the percentile bootstrap is too narrow (of 4 it lets a true difference
+    at the margin pass 11 % of the time instead of 2.5 %).
+
+    Raises:
+        ValueError: lengths differ.
+    """
+    difference = np.subtract(*(np.asarray(x, float) for x in checked_pair(a, b)))
+    difference = difference[~np.isnan(difference)]
+    n = difference.size
+    mean = float(difference.mean()) if n else float("nan")
+    if n < 2:
+        return Interval(mean, float("nan"), float("nan"), n, 0, level)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * difference.std(ddof=1) / np.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n, 0, level)
+
+
 def agreement(measured: Sequence[float], reference: Sequence[float], seed: int = 0) -> Agreement:
     """Bias, limits of agreement and mean absolute error of paired values, one pair a patient. NaN pairs are left out.
 

@@ -25,6 +25,7 @@ from edgeseg.runtime.backends import BACKENDS
 from edgeseg.runtime.cpu import cpu_class
 from edgeseg.runtime.golden import Golden, load_golden
 from edgeseg.runtime.precision import LocalRecord, bundle_key, choose_precision, local_record
+from edgeseg.runtime.threads import default_threads
 
 SCHEMA = "edgeseg.acceptance/1"
 TARGET = 10.0
@@ -82,7 +83,7 @@ class Verification:
 
     @property
     def accepted(self) -> bool:
-        """No replay failed."""
+        """No replay failed. (A frame graph in whose grid no golden frame has anything is not compared.)"""
         return all(replay.passed is not False for replay in self.replays)
 
     @property
@@ -113,7 +114,8 @@ def verify_bundle(path: Path, seconds: float = SECONDS, threads: int | None = No
     """Check hashes, replay the golden frames, measure, and (with `record`) tell `precision="auto"` of this machine.
 
     Args:
-        seconds: counted time of each network. threads: of each network; default: what affinity and quota allow.
+        seconds: counted time of each network. threads: of each network; default: what affinity and quota allow. With
+            another number nothing is recorded.
         say: called with each step that begins.
 
     Raises:
@@ -127,17 +129,23 @@ def verify_bundle(path: Path, seconds: float = SECONDS, threads: int | None = No
     if not any(item.labels for item in golden):
         raise EdgesegError(f"{bundle.path / 'golden.npz'}: holds no label map to compare with: export the bundle again")
     replays = tuple(replay_all(bundle, golden, threads, say))
-    agreed = all(replay.passed is not False for replay in replays)
+    agreed: dict[str, bool] = {b: all(r.passed is not False for r in replays if r.backend == b) for b in BACKENDS}
     say("measuring")
     try:
         speeds = measure_speeds(bundle.file(MANIFEST).parent, network_inputs(bundle, golden), seconds, threads)
     except Interrupted:
         raise
     except EdgesegError:
-        if agreed:
+        if all(agreed.values()):
             raise
         speeds = None  # a network does not run here: its replay says why
-    recorded, note = keep(bundle, agreed, speeds) if record else (False, "as asked")
+    if not record:
+        recorded, note = False, "as asked"
+    elif threads != (usual := default_threads()):
+        recorded, note = False, (f"measured with {threads} thread(s), and precision=auto goes by what is fastest with "
+                                 f"the default, {usual}: verify without --threads")
+    else:
+        recorded, note = keep(bundle, agreed, speeds)
     auto: dict[str, str] = {backend: choose_precision(bundle, backend) for backend in BACKENDS}
     stored = bundle.manifest.measured.speeds
     return Verification(
@@ -184,7 +192,7 @@ def other_versions(build: dict[str, str]) -> dict[str, tuple[str | None, str | N
             if name in build and build[name] != environment.installed(name)}
 
 
-def keep(bundle: Bundle, agreed: bool, speeds: Speeds | None) -> tuple[bool, str]:
+def keep(bundle: Bundle, agreed: dict[str, bool], speeds: Speeds | None) -> tuple[bool, str]:
     """Write this machine's record; whether that worked, and where it is or why not."""
     record = LocalRecord(bundle=bundle_key(bundle), cpu_class=cpu_class(), agreed=agreed, speeds=speeds)
     try:

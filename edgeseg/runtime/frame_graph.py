@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from edgeseg import geometry
 from edgeseg.container import Bundle
 from edgeseg.errors import EdgesegError
 from edgeseg.manifest import FrameProtocol
@@ -15,6 +16,25 @@ def graph_file(protocol: FrameProtocol, backend: str, precision: str) -> str:
     """Name in the bundle, for example frames/256x216@1.40625-uint16/int8.xml. There is none for bf16, in which the
     statistics of a frame would be wrong."""
     return f"frames/{protocol.name}/{precision}.{SUFFIX[backend]}"
+
+
+def bring(frame: np.ndarray, spacing: tuple[float, float], protocol: FrameProtocol) -> np.ndarray:
+    """float32 [C, H, W] of `spacing` mm -> [C, *protocol.size] as the scanner of this protocol would deliver it:
+    resampled, centred, rounded to its type.
+
+    Intensities that the type does not hold are scaled down until it does, zero staying zero; for an unsigned type
+    negative ones are first shifted up to zero.
+    """
+    shape = geometry.canvas_shape((frame.shape[-2], frame.shape[-1]), spacing, protocol.spacing)
+    window = geometry.take_window(geometry.resize_linear(frame, shape), geometry.centre_start(shape, protocol.size),
+                                  protocol.size)
+    if protocol.dtype == "float32":
+        return window
+    limits = np.iinfo(protocol.dtype)
+    if limits.min == 0:
+        window = window - min(0, window.min())
+    excess = max(window.max() / limits.max, window.min() / limits.min if limits.min else 0)
+    return np.clip(np.rint(window / max(1, excess)), limits.min, limits.max).astype(protocol.dtype)
 
 
 class FrameGraphs:

@@ -28,8 +28,8 @@ class LocalRecord(BaseModel):
     """What `edgeseg verify` measured on this machine with the bundle whose SHA256SUMS has the hash `bundle`.
 
     Attributes:
-        agreed: the golden frames gave the labels that they gave on the build box.
-        speeds: None where a network did not run.
+        agreed: runtime -> whether its golden frames gave the labels that they gave on the build box.
+        speeds: with the default number of threads. None where a network did not run.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,24 +37,27 @@ class LocalRecord(BaseModel):
     schema_version: Literal[1] = 1
     bundle: str
     cpu_class: CpuClass
-    agreed: bool
+    agreed: dict[str, bool]
     speeds: Speeds | None
 
 
-def choose_precision(bundle: Bundle, backend: str) -> str:
+def choose_precision(bundle: Bundle, backend: str, threads: int | None = None) -> str:
     """The precision to run `backend` with on this machine; "fp32" wherever nothing else is proven. Never raises.
 
     One other than FP32 is taken if it passed admission, and if the interval of its speed over FP32 lies above 1 on a
     CPU of this class: in the manifest, else in this machine's own record. Of several the one with the least median.
-    A replay that disagreed on this machine means FP32, whoever measured the speed.
+    All are measured with the default number of threads: with another (`threads`) nothing is known. A replay of this
+    runtime that disagreed on this machine means FP32, whoever measured the speed.
     """
     admission = bundle.manifest.measured.admission
     if admission is None:
         return "fp32"
     here, record = cpu_class(), read_local_record(bundle)
+    if threads not in (None, here.cores):
+        return "fp32"
     if record and record.cpu_class != here:
         record = None
-    if record and not record.agreed:
+    if record and not record.agreed.get(backend):
         return "fp32"
     known = [bundle.manifest.measured.speeds, record.speeds if record else None]
     speeds = next((s for s in known if s and s.cpu_class == here), None)

@@ -63,7 +63,7 @@ class Segmenter:
         if precision == "auto":
             from edgeseg.runtime.precision import choose_precision
 
-            precision = choose_precision(self.bundle, backend)
+            precision = choose_precision(self.bundle, backend, threads)
         self.backend, self.precision, self.threads = backend, precision, checked_threads(threads)
         self.scheme, self.preprocessing = self.bundle.scheme, self.bundle.preprocessing
         self._network = load_backend(backend, self.bundle.file(model_file(backend, precision)), self.threads, precision)

@@ -2,9 +2,9 @@ import re
 
 import pytest
 import tiny_bundle
-from measured_manifest import with_evidence
+from measured_manifest import estimate, gate, with_evidence
 
-from edgeseg.bundle.card import licence_text, model_card
+from edgeseg.bundle.card import gate_rows, licence_text, model_card
 from edgeseg.container import open_bundle
 
 
@@ -28,11 +28,11 @@ def cells(text):
 
 def test_every_gate_stands_there_with_value_limit_and_verdict(bare, card):
     rows = cells(section(card, "Admission of INT8"))
-    assert ["mean Dice drop", "openvino int8", "0.0012 [0.0004, 0.002]", "upper end <= 0.01", "passed"] in rows
-    assert ["mean Dice drop", "onnxruntime int8", "0.0212 [0.0204, 0.022]", "upper end <= 0.01", "FAILED"] in rows
-    assert ["LV EF bias", "openvino int8", "0.31 points", "<= 1 points", "passed"] in rows
-    for gate in with_evidence(bare).measured.admission.gates:
-        assert [gate.name, gate.subject] in [row[:2] for row in rows]
+    assert ["openvino int8", "mean Dice drop", "0.0012 [0.0004, 0.002]", "upper end <= 0.01", "20", "passed"] in rows
+    assert ["onnxruntime int8", "mean Dice drop", "0.0212 [0.0204, 0.022]", "upper end <= 0.01", "20", "MISSED"] in rows
+    assert ["openvino int8", "LV EF bias", "0.31 points", "<= 1 points", "20", "passed"] in rows
+    for g in with_evidence(bare).measured.admission.gates:
+        assert [g.subject, g.name] in [row[:2] for row in rows]
     assert "openvino int8: admitted; onnxruntime int8: not admitted" in card
     assert "20 patients of acdc dev" in card
     assert ["openvino", "ptq", "0.9071", "mean Dice drop"] in rows
@@ -53,6 +53,25 @@ def test_calibration_without_patients_says_so(bare, card):
                   "seed 7"):
         assert words in text
     assert "no patient's image" not in section(model_card(bare), "Calibration of INT8")
+
+
+@pytest.mark.parametrize(("sheet", "said", "unsaid"), [
+    ({"source": "run"}, ["training patients", "None is of a dev or val patient."], ["compared"]),
+    ({"source": "nifti"}, ["4 patients", "compared", "would not show"], ["training", "None is of"]),
+    ({"source": "phantom:cine?n=4", "synthetic": True}, ["4 simulated patients", "No name is that of"],
+     ["training", "None is of", "compared"]),
+])
+def test_the_sheet_claims_of_held_out_patients_only_what_was_checked(bare, sheet, said, unsaid):
+    changed = bare.calibration.model_copy(update={"patients": 4, **sheet})
+    text = section(model_card(bare.model_copy(update={"calibration": changed})), "Calibration of INT8")
+    assert all(words in text for words in said)
+    assert not any(words in text for words in unsaid)
+
+
+def test_the_higher_accuracy_tier_is_named_where_its_low_end_reaches_it():
+    found = [gate("mean Dice ratio", "openvino int8", "accuracy", estimate(1.0, spread), ">=", 0.99, True, "low")
+             for spread in (0.0005, 0.005)]
+    assert [row[-1] for row in gate_rows(found)] == ["verdict", "passed, 99.9 % tier", "passed"]
 
 
 def test_speed_streams_and_frame_graphs_name_their_machine_and_their_price(card):

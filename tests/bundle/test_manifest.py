@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import tiny_bundle
+from measured_manifest import PROTOCOL
 
 from edgeseg.container import MANIFEST, SUMS, latest_bundle, open_bundle, write_sums
 from edgeseg.errors import EdgesegError
@@ -12,7 +13,11 @@ from edgeseg.manifest import Manifest
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    return tiny_bundle.make_bundle(tmp_path_factory.mktemp("a place") / "tiny.edgeseg")
+    bundle = tiny_bundle.make_bundle(tmp_path_factory.mktemp("a place") / "tiny.edgeseg")
+    (bundle / "frames" / PROTOCOL.name).mkdir(parents=True)
+    shutil.copy(bundle / "model.fp32.onnx", bundle / "frames" / PROTOCOL.name / "fp32.onnx")
+    change(bundle, lambda v: v.update(frames=[PROTOCOL.model_dump(mode="json")]))
+    return bundle
 
 
 @pytest.fixture
@@ -20,20 +25,27 @@ def bundle(original, tmp_path):
     return shutil.copytree(original, tmp_path / "copy of tiny.edgeseg")
 
 
+def files(bundle):
+    """Every file, those of frames/ too."""
+    found = sorted(p for p in bundle.rglob("*") if p.is_file())
+    assert any("frames" in p.parts for p in found)
+    return found
+
+
 def test_an_untouched_bundle_opens_wherever_it_is(bundle):
     opened = open_bundle(str(bundle))
     assert opened.preprocessing == tiny_bundle.GRID
     assert opened.scheme.names == tiny_bundle.NAMES
     assert opened.file("golden.npz").is_file()
-    assert opened.files == {p.name for p in bundle.iterdir()}
+    assert opened.files == {p.relative_to(bundle).as_posix() for p in files(bundle)}
     with pytest.raises(EdgesegError, match=r"has no model\.bf16\.xml; it holds"):
         opened.file("model.bf16.xml")
 
 
 def test_any_changed_byte_of_any_file_is_refused(bundle):
-    """100 at random of each file in turn, more than 800 in all."""
+    """100 at random of each file in turn, more than 900 in all."""
     draw = random.Random(0)
-    for path in sorted(bundle.iterdir()):
+    for path in files(bundle):
         content = path.read_bytes()
         for _ in range(100):
             changed = bytearray(content)
@@ -48,7 +60,7 @@ def test_any_changed_byte_of_any_file_is_refused(bundle):
 
 
 def test_each_missing_file_is_named(bundle):
-    for path in sorted(bundle.iterdir()):
+    for path in files(bundle):
         content = path.read_bytes()
         path.unlink()
         with pytest.raises(EdgesegError, match=path.name):
@@ -57,7 +69,7 @@ def test_each_missing_file_is_named(bundle):
 
 
 def test_a_file_that_shrinks_or_grows_is_refused(bundle):
-    for path in sorted(bundle.iterdir()):
+    for path in files(bundle):
         content = path.read_bytes()
         for changed in (b"", content[:-1], content + b"\n", content + content):
             path.write_bytes(changed)
@@ -75,11 +87,6 @@ def test_an_ir_without_its_weights_is_refused_although_every_hash_is_right(bundl
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc", "a\\b", "..", "", "not-there", "40x36@1.5-uint16/.."])
 def test_a_frame_protocol_is_a_folder_of_the_bundle_or_refused(bundle, name):
-    from measured_manifest import PROTOCOL
-
-    (bundle / "frames" / PROTOCOL.name).mkdir(parents=True)
-    (bundle / "frames" / PROTOCOL.name / "fp32.onnx").write_bytes(b"x")
-    change(bundle, lambda v: v.update(frames=[PROTOCOL.model_dump(mode="json")]))
     assert open_bundle(bundle).manifest.frames == (PROTOCOL,)
     change(bundle, lambda v: v["frames"][0].update(name=name))
     with pytest.raises(EdgesegError, match="frame protocol"):
@@ -97,7 +104,6 @@ def test_missing_and_extra_files_are_named(bundle):
 
 
 def test_a_file_in_a_sub_folder_counts(bundle):
-    (bundle / "frames").mkdir()
     (bundle / "frames" / "a.onnx").write_bytes(b"x")
     with pytest.raises(EdgesegError, match=r"a\.onnx: does not belong"):
         open_bundle(bundle)
@@ -139,6 +145,27 @@ def change(bundle, edit):
 def test_a_manifest_that_is_not_understood_is_one_line(bundle, edit, message):
     change(bundle, edit)
     with pytest.raises(EdgesegError, match=message) as refusal:
+        open_bundle(bundle)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+def test_a_number_that_is_not_finite_is_refused(bundle, number):
+    text = (bundle / MANIFEST).read_text()
+    assert text.count('"logit_range": 1.0') == 4
+    for old in ('"logit_range": 1.0', '"training": {}'):  # a field of the schema, and one that takes anything
+        new = old.replace("1.0", number).replace("{}", f'{{"x": {number}}}')
+        (bundle / MANIFEST).write_text(text.replace(old, new, 1))
+        write_sums(bundle)
+        with pytest.raises(EdgesegError, match="not a readable manifest"):
+            open_bundle(bundle)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"x": ', "}")])
+def test_a_manifest_nested_without_end_is_one_line(bundle, opening, closing):
+    (bundle / MANIFEST).write_text(opening * 100_000 + "1" + closing * 100_000)
+    write_sums(bundle)
+    with pytest.raises(EdgesegError, match="not a readable manifest") as refusal:
         open_bundle(bundle)
     assert "\n" not in str(refusal.value)
 

@@ -80,7 +80,7 @@ def test_list_of_nothing(runs, edgeseg, tmp_path):
 def test_inspect_shows_the_sheet_the_gates_and_the_speeds(runs, edgeseg):
     code, out, _ = edgeseg("inspect", runs / "proven.edgeseg")
     assert code == 0
-    for words in ("seed 7", "no patient's image", "mean Dice drop", "FAILED", "openvino int8: admitted", "Some CPU",
+    for words in ("seed 7", "no patient's image", "mean Dice drop", "MISSED", "openvino int8: admitted", "Some CPU",
                   "1.94", "ptq", PROTOCOL.name, "0 background, 1 RV", "CC BY-NC-SA 4.0"):
         assert words in out
     document = json.loads(edgeseg("inspect", runs / "proven.edgeseg", "--json")[1].splitlines()[-1])

@@ -63,7 +63,7 @@ def edgeseg(*arguments):
 
 
 def test_a_sound_bundle_ends_with_0_a_summary_a_document_and_one_page(bundle, tmp_path):
-    found = run(bundle, "--seconds", 0.02, "--threads", 1, "--out", tmp_path / "some out", "--json")
+    found = run(bundle, "--seconds", 0.02, "--out", tmp_path / "some out", "--json")
     assert found.exit_code == 0, found.output
     document = json.loads(found.stdout.strip().splitlines()[-1])
     assert document["accepted"] is True
@@ -97,11 +97,20 @@ def test_auto_is_told_as_it_is_afterwards(bundle, quick):
     assert "record     not kept: as asked" in not_kept.stdout
 
 
+def test_another_number_of_threads_is_measured_but_not_kept(bundle, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify_module, "default_threads", lambda: 2)
+    found = run(bundle, "--threads", 1, "--json")
+    assert found.exit_code == 0, found.output
+    assert "record     not kept: measured with 1 thread(s)" in found.stdout
+    assert json.loads(found.stdout.strip().splitlines()[-1])["recorded"] is False
+    assert not (tmp_path / "cache").exists()
+
+
 def test_another_answer_ends_with_3_and_still_reports(other, quick, tmp_path):
     found = run(other, "--out", tmp_path / "out", "--json")
     assert isinstance(found.exception, GateFailed), found.output
     assert found.exception.exit_code == 3
-    assert "other.edgeseg: 4 of 4 replays differ" in str(found.exception)
+    assert "other.edgeseg: 4 of 4 replays failed or differ" in str(found.exception)
     assert "\n" not in str(found.exception)
     assert json.loads(found.stdout.strip().splitlines()[-1])["accepted"] is False
     assert "**Refused**" in (tmp_path / "out" / "acceptance.md").read_text()

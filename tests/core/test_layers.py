@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = ("cli", "report", "bundle", "distill", "teachers, students, losses, measure", "runtime", "readers, phantoms",
-          "container", "archive, manifest", "case, preprocess", "geometry, labels",
+          "container", "archive, manifest", "case, evidence, preprocess", "geometry, labels",
           "errors, files, onnx_file, torchvision_ops")
 """From the top. A part imports itself and what lies below it, never its neighbours."""
 NEIGHBOURS = {("readers", "phantoms"), ("phantoms", "readers")}

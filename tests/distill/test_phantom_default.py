@@ -12,7 +12,7 @@ from edgeseg.teachers import open_teacher
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    recipe = replace(PHANTOM, data=("phantom:cine?n=5",), epochs=1, precision="32-true", width_mult=0.25, expansion=1)
+    recipe = replace(PHANTOM, data=("phantom:cine?n=3",), epochs=1, precision="32-true", width_mult=0.25, expansion=1)
     return distill(recipe, tmp_path_factory.mktemp("runs") / "phantom", say=str)
 
 

@@ -38,46 +38,59 @@ def heart_teacher(tmp_path_factory) -> Path:
 
 def small(data: Path, teacher: Path | None = None, **changes) -> Recipe:
     base = Recipe(data=(f"acdc:{data}",), teacher=f"nnunet:{teacher}" if teacher else "none", size=(32, 32),
-                  spacing=(1.5, 1.25), width_mult=0.5, expansion=2, epochs=3, batch_size=4, validate_every=1,
+                  spacing=(1.5, 1.25), width_mult=0.5, expansion=2, epochs=2, batch_size=4, validate_every=1,
                   kd_weight=0.5 if teacher else 0.0, precision="32-true")
     return replace(base, **changes)
+
+
+@pytest.fixture(scope="module")
+def first(hearts, heart_teacher, tmp_path_factory) -> tuple[Run, str]:
+    """A whole run with seed 3, and what was said."""
+    said: list[str] = []
+    run = distill(small(hearts, heart_teacher, seed=3), tmp_path_factory.mktemp("runs") / "run", say=said.append)
+    return run, "\n".join(said)
+
+
+@pytest.fixture
+def without_teacher_onnx(monkeypatch):
+    """Writing teacher.onnx takes three quarters of a tiny run; the tests of `first` and of tests/teachers look at it."""
+    monkeypatch.setattr("edgeseg.teachers.export.teacher_onnx", lambda *arguments: None)
 
 
 def weights(run: Path) -> bytes:
     return (run / "student.safetensors").read_bytes()
 
 
-def test_a_run_holds_what_later_steps_need(hearts, heart_teacher, tmp_path):
-    said: list[str] = []
-    run = distill(small(hearts, heart_teacher), tmp_path / "run", say=said.append)
+def test_a_run_holds_what_later_steps_need(first):
+    run, text = first
     assert Run.open(run.folder).spec == run.spec
     assert sorted(p.name for p in run.folder.iterdir()) == [
         "last.ckpt", "metrics.csv", "recipe.toml", "run.json", "student.safetensors", "teacher.onnx"]
-    assert len((run.folder / "metrics.csv").read_text().splitlines()) == 4
+    assert len((run.folder / "metrics.csv").read_text().splitlines()) == 3
     assert run.teacher["parameters"] > 0
     assert len(run.data["splits"]["train"]) == 4
     assert run.student()(torch.zeros(1, 1, 32, 32)).shape == (1, 4, 32, 32)
-    text = "\n".join(said)
     assert "of the labelled foreground lies outside" in text
     assert "M MAC" in text
-    assert str(tmp_path) not in json.dumps(run.teacher)
+    assert str(run.folder.parent.parent) not in json.dumps(run.teacher)
 
 
-def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(hearts, heart_teacher, tmp_path):
-    runs = [distill(small(hearts, heart_teacher, seed=s), tmp_path / f"{i}", say=str) for i, s in enumerate((3, 3, 4))]
-    assert weights(runs[0].folder) == weights(runs[1].folder)
-    assert weights(runs[0].folder) != weights(runs[2].folder)
+def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(first, hearts, heart_teacher, tmp_path,
+                                                                     without_teacher_onnx):
+    same, other = (distill(small(hearts, heart_teacher, seed=s), tmp_path / f"{s}", say=str) for s in (3, 4))
+    assert weights(same.folder) == weights(first[0].folder)
+    assert weights(other.folder) != weights(first[0].folder)
 
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(hearts, tmp_path):
-    recipe = small(hearts, epochs=6)
+    recipe = small(hearts, epochs=4)
     whole = distill(recipe, tmp_path / "whole", say=str)
     (tmp_path / "r.toml").write_text(recipe.to_toml())
     command = [sys.executable, "-m", "edgeseg", "distill", "--recipe", str(tmp_path / "r.toml")]
     cut = tmp_path / "cut"
     process = subprocess.Popen([*command, "--out", str(cut)], stdout=subprocess.PIPE, text=True)
     for line in process.stdout:  # the line is printed just before the checkpoint of that epoch is written
-        if line.startswith("epoch   3/6"):
+        if line.startswith("epoch   2/4"):
             break
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -106,7 +119,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(hearts, tmp_path):
     assert (tmp_path / "run" / "last.ckpt").exists()
 
 
-def test_a_two_channel_five_label_model_of_other_organs_needs_no_code_of_its_own(tmp_path):
+def test_a_two_channel_five_label_model_of_other_organs_needs_no_code_of_its_own(tmp_path, without_teacher_onnx):
     scheme = LabelScheme(tuple(nnunet_folders.ORGANS))
     data = write_nnunet(dataset(scheme, channels=2), tmp_path / "raw", ("CT", "T1"))
     teacher = nnunet_folders.organ_folder(tmp_path / "teacher", patch=(32, 32))
@@ -139,7 +152,7 @@ def test_a_teacher_of_another_spacing_gives_logits_on_the_students_grid(heart_te
     assert odd[0].shape == (1, 4, 50, 41)
 
 
-def test_labels_only_and_teacher_only_both_train(hearts, heart_teacher, tmp_path):
+def test_labels_only_and_teacher_only_both_train(hearts, heart_teacher, tmp_path, without_teacher_onnx):
     for w, name in ((0.0, "labels"), (1.0, "teacher")):
         run = distill(small(hearts, heart_teacher, kd_weight=w, epochs=1), tmp_path / name, say=str)
         assert run.metrics["dev"]["epoch"] == 0
@@ -161,7 +174,7 @@ def test_data_without_dev_patients_is_refused(hearts, tmp_path):
 
 
 def test_two_gloo_processes_train_together_each_with_its_own_teacher(hearts, heart_teacher, tmp_path):
-    (tmp_path / "r.toml").write_text(small(hearts, heart_teacher, epochs=2).to_toml())
+    (tmp_path / "r.toml").write_text(small(hearts, heart_teacher).to_toml())
     command = [sys.executable, "-m", "edgeseg", "distill", "--recipe", str(tmp_path / "r.toml"), "--out",
                str(tmp_path / "run"), "--devices", "2", "--accelerator", "cpu", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)

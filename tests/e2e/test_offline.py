@@ -86,11 +86,13 @@ def test_distil_export_and_predict_need_no_network_and_leave_nothing_at_home(off
     teacher = nnunet_folders.model_folder(tmp_path / "teacher", patch=(32, 32), spacing=(1.5, 1.25))
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("size = [32, 32]\nwidth_mult = 0.5\nexpansion = 1\nepochs = 1\nbatch_size = 4\n")
+    quick = tmp_path / "calibration.toml"
+    quick.write_text('frames = 4\nrungs = ["post-training"]\n')
     image = data / "training" / "patient004" / "patient004_frame01.nii.gz"
     for arguments in (
         ("distill", "--recipe", recipe, "--data", f"acdc:{data}", "--teacher", f"nnunet:{teacher}", "--out", "run",
          "--accelerator", "cpu", "--threads", 1),
-        ("export", "run", "--int8", "--calibration-frames", 4),
+        ("export", "run", "--int8", "--calibration", quick, "--seconds", 0.1),
         ("predict", "run.edgeseg", "-i", image, "-o", "masks", "--threads", 1),
     ):
         # nnU-Net imports matplotlib, which keeps its list of fonts at home: the one thing that training may leave there

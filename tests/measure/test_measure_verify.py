@@ -14,13 +14,14 @@ from edgeseg.errors import EdgesegError
 from edgeseg.manifest import CpuClass, FrameProtocol, Manifest
 from edgeseg.measure import replay, verify
 from edgeseg.measure.document import one_line
-from edgeseg.measure.replay import Replay, bring
+from edgeseg.measure.replay import Replay
 from edgeseg.measure.verify import verify_bundle
 from edgeseg.runtime.cpu import cpu_class, native_bf16
-from edgeseg.runtime.golden import Golden, load_golden, save_golden
+from edgeseg.runtime.frame_graph import bring
+from edgeseg.runtime.golden import load_golden, save_golden
 from edgeseg.runtime.precision import choose_precision, local_record, read_local_record
 
-QUICK = {"seconds": 0.02, "threads": 1}
+QUICK = {"seconds": 0.02}
 ALL = {"openvino int8": 1.2, "onnxruntime int8": 1.2}
 
 
@@ -105,6 +106,21 @@ def test_the_record_lets_auto_choose_on_this_machine(bundle, monkeypatch):
     assert open_bundle(bundle).files == opened.files  # nothing of it lies in the bundle
 
 
+def test_another_number_of_threads_than_the_default_is_no_record(bundle, monkeypatch, tmp_path):
+    """Its ratios would decide for every other number; an explicit default is the default."""
+    only_speeds(monkeypatch, tiny_bundle.speeds(cpu_class(), ALL))
+    monkeypatch.setattr(verify, "default_threads", lambda: 2)
+    found = verify_bundle(bundle, threads=1, **QUICK)
+    assert found.accepted
+    assert not found.recorded
+    assert "measured with 1 thread(s)" in found.record_note
+    assert "the default, 2: verify without --threads" in found.record_note
+    assert found.auto["openvino"] == "fp32"
+    assert not (tmp_path / "a cache").exists()
+    monkeypatch.setattr(verify, "default_threads", lambda: 1)
+    assert verify_bundle(bundle, threads=1, **QUICK).recorded
+
+
 def test_no_record_is_kept_if_not_wanted(bundle, monkeypatch, tmp_path):
     only_speeds(monkeypatch, tiny_bundle.speeds(cpu_class(), ALL))
     found = verify_bundle(bundle, record=False, **QUICK)
@@ -137,7 +153,7 @@ def test_a_read_only_cache_is_told_and_no_failure(bundle, monkeypatch):
     assert "Permission denied" in found.record_note
 
 
-def test_another_answer_in_one_precision_is_refused_and_auto_falls_back(bundle, monkeypatch, tmp_path):
+def test_another_answer_in_one_precision_is_refused_and_auto_falls_back_in_that_runtime(bundle, monkeypatch, tmp_path):
     only_speeds(monkeypatch, tiny_bundle.speeds(cpu_class(), ALL))
 
     def shift(i, item):
@@ -147,8 +163,8 @@ def test_another_answer_in_one_precision_is_refused_and_auto_falls_back(bundle, 
     found = verify_bundle(changed, **QUICK)
     assert [(r.backend, r.precision) for r in found.replays if not r.passed] == [("openvino", "int8")]
     assert not found.accepted
-    assert found.auto == {"openvino": "fp32", "onnxruntime": "fp32"}
-    assert read_local_record(open_bundle(changed)).agreed is False
+    assert found.auto == {"openvino": "fp32", "onnxruntime": "int8"}
+    assert read_local_record(open_bundle(changed)).agreed == {"openvino": False, "onnxruntime": True}
 
 
 def test_the_tolerances_are_those_that_the_bundle_stores(bundle, monkeypatch, tmp_path):
@@ -172,16 +188,20 @@ def test_the_tolerances_are_those_that_the_bundle_stores(bundle, monkeypatch, tm
     assert {r.least for r in loose.replays if r.precision == "int8"} == {1.0}
 
 
-def test_a_precision_without_a_stored_map_is_not_compared_and_bf16_takes_that_of_fp32(bundle, monkeypatch, tmp_path):
+@pytest.mark.parametrize("missing", [1, 3])
+def test_a_core_without_a_stored_map_fails_and_bf16_takes_that_of_fp32(bundle, monkeypatch, tmp_path, missing):
     only_speeds(monkeypatch, tiny_bundle.speeds(cpu_class(), ALL))
 
     def forget(i, item):
-        return replace(item, labels={"openvino fp32": item.labels["openvino fp32"]})
+        return replace(item, labels={"openvino fp32": item.labels["openvino fp32"]}) if i < missing else item
     found = verify_bundle(change_golden(bundle, tmp_path / "few.edgeseg", forget), **QUICK)
     compared = {(r.backend, r.precision): r.passed for r in found.replays}
-    assert compared == {("openvino", "fp32"): True, ("openvino", "int8"): None, ("onnxruntime", "fp32"): None,
-                        ("onnxruntime", "int8"): None, **({("openvino", "bf16"): True} if native_bf16() else {})}
-    assert found.accepted
+    assert compared == {("openvino", "fp32"): True, ("openvino", "int8"): False, ("onnxruntime", "fp32"): False,
+                        ("onnxruntime", "int8"): False, **({("openvino", "bf16"): True} if native_bf16() else {})}
+    assert {r.failed for r in found.replays if not r.passed} == {
+        f"the bundle stores no label map of it for {missing} of 3 golden frames: export it again"}
+    assert not found.accepted
+    assert found.auto == {"openvino": "fp32", "onnxruntime": "fp32"}
 
 
 def test_bf16_is_replayed_only_where_it_is_native_and_admitted(bundle, monkeypatch, tmp_path):
@@ -210,7 +230,7 @@ def test_a_network_that_does_not_run_here_is_a_failed_replay_not_an_end(bundle, 
     assert str(tmp_path) not in one_line(found.document())
     assert found.speeds is None
     assert not found.accepted
-    assert read_local_record(open_bundle(changed)).agreed is False
+    assert read_local_record(open_bundle(changed)).agreed == {"openvino": True, "onnxruntime": False}
 
 
 def test_a_bundle_without_label_maps_cannot_be_verified(bundle, tmp_path):
@@ -285,7 +305,7 @@ def test_a_packed_bundle_is_verified_as_its_folder(found, bundle, tmp_path, monk
     assert [vars(r) for r in again.replays] == [vars(r) for r in found.replays]
 
 
-PROTOCOL = FrameProtocol(name="24x20@3.0-uint16", size=(24, 20), spacing=(3.0, 3.0), dtype="uint16", back="logits")
+PROTOCOL = FrameProtocol(name="24x20@1.5-uint16", size=(24, 20), spacing=(1.5, 1.5), dtype="uint16", back="logits")
 
 
 def write_frame_graph(path, value):
@@ -314,30 +334,51 @@ def add_frame_graphs(folder, value=None):
     write_frame_graph(home / "fp32.onnx", None)
     write_frame_graph(home / "int8.onnx", value)
     manifest = Manifest.read(folder / MANIFEST)
-    manifest.model_copy(update={"frames": (PROTOCOL,), "preprocessing": manifest.preprocessing.model_copy(
-        update={"spacing": (3.0, 3.0)})}).write(folder / MANIFEST)  # the core then takes these frames as they are
+    manifest.model_copy(update={"frames": (PROTOCOL,)}).write(folder / MANIFEST)  # the core takes them as they are
 
 
 @pytest.mark.parametrize("value", [None, 2])
 def test_frame_graphs_are_replayed_on_golden_frames_brought_to_their_protocol(bundle, tmp_path, monkeypatch, value):
-    only_speeds(monkeypatch, None)
+    only_speeds(monkeypatch, tiny_bundle.speeds(cpu_class(), ALL))
     changed = change(bundle, tmp_path / "b.edgeseg", lambda folder: add_frame_graphs(folder, value))
-    found = {r.precision: r for r in verify_bundle(changed, **QUICK).replays if r.graph == PROTOCOL.name}
+    whole = verify_bundle(changed, **QUICK)
+    found = {r.precision: r for r in whole.replays if r.graph == PROTOCOL.name}
     assert set(found) == {"fp32", "int8"}
     assert all(r.backend == "onnxruntime" and r.frames == 3 for r in found.values())
     assert found["fp32"].passed
     assert found["int8"].passed is (value is None)
+    assert read_local_record(open_bundle(changed)).agreed == {"openvino": True, "onnxruntime": value is None}
+    assert whole.auto == {"openvino": "int8", "onnxruntime": "int8" if value is None else "fp32"}
+
+
+def protocol_of(dtype, size=(60, 50)):
+    return PROTOCOL.model_copy(update={"dtype": dtype, "size": size})
 
 
 @pytest.mark.parametrize(("dtype", "high"), [("uint16", 300), ("int16", 300), ("float32", 300), ("uint8", 255)])
 def test_a_frame_is_brought_to_size_spacing_and_type(dtype, high):
-    item = Golden(tiny_bundle.frame(0), (1.5, 1.5), {})
-    brought = bring(item, PROTOCOL.model_copy(update={"dtype": dtype, "size": (60, 50), "spacing": (1.5, 1.5)}))
+    frame = tiny_bundle.frame(0)
+    brought = bring(frame, (1.5, 1.5), protocol_of(dtype))
     assert (brought.shape, brought.dtype) == ((1, 60, 50), np.dtype(dtype))
     assert brought.max() == high
     assert not brought[:, :10].any()  # 40 rows in the middle of 60
-    expected = item.frame * (high / 300)
+    expected = frame * (high / 300)
     np.testing.assert_allclose(brought[0, 10:50, 7:43], np.rint(expected[0]), atol=0.5)
+
+
+@pytest.mark.parametrize(("dtype", "low", "high", "expected"), [
+    ("uint8", 0, 4095, (0, 255)), ("uint8", 0, 255, (0, 255)), ("uint8", 100, 200, (100, 200)),
+    ("uint16", -1000, 3000, (0, 4000)), ("uint8", -1000, 3000, (0, 255)), ("uint16", 0, 1e6, (0, 65535)),
+    ("int16", -1000, 3000, (-1000, 3000)), ("int16", -65536, 100, (-32768, 50)), ("int16", 0, 65534, (0, 32767)),
+    ("float32", -1e6, 1e6, (-1e6, 1e6)),
+])
+def test_intensities_that_a_type_does_not_hold_are_scaled_not_cut(dtype, low, high, expected):
+    frame = np.linspace(low, high, 60 * 50, dtype=np.float32).reshape(1, 60, 50)
+    brought = bring(frame, (1.5, 1.5), protocol_of(dtype))
+    assert (brought.min(), brought.max()) == expected
+    steps = np.diff(brought.ravel().astype(float))
+    assert steps.min() >= 0
+    assert steps.max() <= (expected[1] - expected[0]) / 2999 + 1  # nothing is cut off or wrapped round
 
 
 def test_agreement_is_pooled_over_frames_and_the_worst_frame_is_told():

@@ -35,8 +35,9 @@ def bundle(tmp_path, plain):
     return make
 
 
-def keep(bundle, speeds, agreed=True, here=None):
-    record = LocalRecord(bundle=bundle_key(bundle), cpu_class=here or cpu_class(), agreed=agreed, speeds=speeds)
+def keep(bundle, speeds, here=None, **agreed):
+    record = LocalRecord(bundle=bundle_key(bundle), cpu_class=here or cpu_class(), speeds=speeds,
+                         agreed={"openvino": True, "onnxruntime": True} | agreed)
     path = local_record(bundle)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(record.model_dump_json())
@@ -110,13 +111,31 @@ def test_a_record_of_another_bundle_or_another_cpu_is_not_believed(bundle):
     assert choose_precision(made, "openvino") == "fp32"
 
 
-def test_a_replay_that_disagreed_here_means_fp32_whoever_measured_the_speed(bundle):
+def test_a_replay_that_disagreed_here_means_fp32_in_its_runtime_whoever_measured_the_speed(bundle):
     for stored in (None, tiny_bundle.speeds(cpu_class(), FAST)):
         made = bundle(tiny_bundle.admission(), stored)
-        keep(made, tiny_bundle.speeds(cpu_class(), FAST), agreed=False)
+        keep(made, tiny_bundle.speeds(cpu_class(), FAST), onnxruntime=False)
+        assert choose_precision(made, "onnxruntime") == "fp32"
+        assert choose_precision(made, "openvino") == "int8"
+        keep(made, None, openvino=False, onnxruntime=False)
         assert choose_precision(made, "openvino") == "fp32"
-        keep(made, None, agreed=False)
-        assert choose_precision(made, "openvino") == "fp32"
+
+
+def test_a_runtime_of_which_the_record_says_nothing_gets_fp32(bundle):
+    made = bundle(tiny_bundle.admission(), tiny_bundle.speeds(cpu_class(), FAST))
+    path = keep(made, None)
+    assert choose_precision(made, "openvino") == "int8"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"agreed": {"onnxruntime": True}}))
+    assert choose_precision(made, "openvino") == "fp32"
+    assert choose_precision(made, "onnxruntime") == "int8"
+
+
+def test_speeds_hold_for_the_default_number_of_threads_only(bundle):
+    made = bundle(tiny_bundle.admission(), tiny_bundle.speeds(cpu_class(), FAST))
+    usual = cpu_class().cores
+    assert [choose_precision(made, "openvino", n) for n in (None, usual, usual + 1)] == ["int8", "int8", "fp32"]
+    keep(made, tiny_bundle.speeds(cpu_class(), FAST))
+    assert choose_precision(made, "openvino", usual + 1) == "fp32"
 
 
 @pytest.mark.parametrize("content", [
