@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from common import Target, cell, markdown_table, provenance, target
 
 from edgeseg.bundle.calibrate import draw_frames
+from edgeseg.bundle.card import gate_rows
 from edgeseg.bundle.export import export_bundle
 from edgeseg.bundle.frame_check import protocol_frames
 from edgeseg.bundle.graph import parse_protocol
 from edgeseg.bundle.recipe import CalibrationRecipe
 from edgeseg.bundle.stability import Stability, measure_stability
-from edgeseg.cli.export import gate_rows
 from edgeseg.container import Bundle, open_bundle
 from edgeseg.distill.run import Run
 from edgeseg.manifest import FrameProtocol

@@ -21,8 +21,10 @@ def admit(
 ) -> None:
     """Repeat the admission of a bundle's INT8 (and bf16) on labelled data and on this CPU. Changes nothing."""
     from edgeseg.bundle.admit import admit_bundle
+    from edgeseg.bundle.card import gate_rows
     from edgeseg.bundle.recipe import CalibrationRecipe
-    from edgeseg.cli.export import gate_rows, show, verdict
+    from edgeseg.cli.export import verdict
+    from edgeseg.cli.table import show
 
     limits = CalibrationRecipe.load(calibration).limits if calibration else None
     found = admit_bundle(bundle, data, split, split_file, limits, seconds, threads,

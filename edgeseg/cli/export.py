@@ -35,9 +35,11 @@ def export(
     """Turn a run into a bundle: FP32 and INT8 for both runtimes, checked against the student, admitted on dev."""
     from dataclasses import replace
 
+    from edgeseg.bundle.card import gate_rows
     from edgeseg.bundle.export import export_bundle, file_rows
     from edgeseg.bundle.graph import parse_protocol
     from edgeseg.bundle.recipe import CalibrationRecipe
+    from edgeseg.cli.table import show
     from edgeseg.container import open_bundle
     from edgeseg.distill.run import Run, latest_run
 
@@ -82,26 +84,3 @@ def number(gate: "Gate") -> str:
     """The tested number, `-` where the interval has no such end."""
     found = {"value": gate.estimate.value, "low": gate.estimate.low, "high": gate.estimate.high}[gate.tested]
     return "-" if found is None else f"{found:.4g}"
-
-
-TIER = 0.999
-"""MLPerf's higher accuracy tier, reported beside the 99 % gate."""
-
-
-def gate_rows(gates: Sequence["Gate"]) -> list[tuple[str, ...]]:
-    """A heading, then a row a gate: subject, what, value with interval, limit, n, verdict."""
-    rows: list[tuple[str, ...]] = [("of", "gate", "value [95 %]", "limit", "n", "verdict")]
-    for g in gates:
-        e = g.estimate
-        ends = f" [{e.low:.4g}, {e.high:.4g}]" if e.low is not None and e.high is not None else ""
-        held = {"value": "", "low": "low end ", "high": "high end "}[g.tested]
-        tier = ", 99.9 % tier" if g.name == "mean Dice ratio" and (e.low or 0) >= TIER else ""
-        rows.append((g.subject, g.name, f"{e.value:.4g}{ends}", f"{held}{g.relation} {g.limit:g} {g.unit}".rstrip(),
-                     str(e.n), ("passed" if g.passed else "MISSED") + tier))
-    return rows
-
-
-def show(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("         " + "   ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())

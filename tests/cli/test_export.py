@@ -24,7 +24,7 @@ def tiny(tmp_path_factory):
 def test_without_arguments_the_latest_run_becomes_a_bundle_beside_it(tiny, monkeypatch):
     monkeypatch.chdir(tiny.folder.parents[1])
     os.utime(tiny.folder / "run.json")
-    done = CliRunner().invoke(app, ["--no-int8"])
+    done = CliRunner().invoke(app, ["--no-int8", "--seconds", "0.1"])
     assert done.exit_code == 0, done.output
     bundle = open_bundle(Path("runs") / "tiny run.edgeseg")
     for check in bundle.manifest.measured.checks:
