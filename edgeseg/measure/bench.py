@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,11 +208,12 @@ def golden_frames(path: Path) -> tuple[list[np.ndarray], list[tuple[float, float
 
 
 def measure(specs: Sequence[RowSpec], seconds: float, target: float, seed: int = 0,
-            on_block: Callable[[turns.Block, int], None] | None = None, block: float | None = None) -> Bench:
+            on_block: Callable[[turns.Block, int], None] | None = None, block: float | None = None,
+            together: bool = False) -> Bench:
     """Start a process a row, let them take turns, and summarise.
 
     Args:
-        block: length of a turn in s; default BLOCK_SECONDS.
+        block: length of a turn in s; default BLOCK_SECONDS. together: see `start_workers`.
 
     Raises:
         EdgesegError: a row's network does not load.
@@ -220,12 +222,7 @@ def measure(specs: Sequence[RowSpec], seconds: float, target: float, seed: int =
     rounds = math.ceil(seconds / length)
     before = environment.load_before()
     with ExitStack() as stack:
-        workers = {}
-        for spec in sorted(specs, key=lambda s: s.role == "student"):  # what a user names is most likely to be wrong
-            try:
-                workers[spec.name] = stack.enter_context(Worker(spec.job))
-            except WorkerError as error:
-                raise EdgesegError(f"{spec.job.path}: {spec.name} does not start: {error}") from None
+        workers = start_workers(specs, stack, together)
         total = rounds * sum(len(w.ready["modes"]) for w in workers.values())
         start, own = environment.snapshot(), time.process_time()
         taken = turns.take_turns(workers, rounds, length, DISCARD, seed,
@@ -237,6 +234,27 @@ def measure(specs: Sequence[RowSpec], seconds: float, target: float, seed: int =
             "busy": environment.is_busy(before, during)}
     return Bench(rows, target, seconds, 0, "", taken.complete, environment.describe(), load,
                  latencies={(b.row, b.mode): joined(taken, b.row, b.mode) for b in taken.blocks})
+
+
+def start_workers(specs: Sequence[RowSpec], stack: ExitStack, together: bool) -> dict[str, Worker]:
+    """A worker a row, each closed with `stack`. What a user names is most likely to be wrong, so it comes first.
+
+    Args:
+        together: as many at once as there are CPUs: quicker, but what they say of their own start is then too long.
+
+    Raises:
+        EdgesegError: a row's network does not load.
+    """
+    ordered = sorted(specs, key=lambda s: s.role == "student")
+
+    def one(spec: RowSpec) -> Worker:
+        try:
+            return stack.enter_context(Worker(spec.job))
+        except WorkerError as error:
+            raise EdgesegError(f"{spec.job.path}: {spec.name} does not start: {error}") from None
+
+    with ThreadPoolExecutor(len(limits.allowed_cpus()) if together else 1) as pool:
+        return dict(zip([s.name for s in ordered], pool.map(one, ordered), strict=True))
 
 
 def summarise(spec: RowSpec, ready: dict[str, Any], taken: Turns, target: float) -> Row:

@@ -46,7 +46,7 @@ def measure_speeds(folder: Path, inputs: Sequence[np.ndarray], seconds: float, t
         specs = [bench.RowSpec(f"{b} {p}", "student", Job("network", str(folder / model_file(b, p)), frames, b, p,
                                                          threads),
                                (f"{b} fp32",) if p != "fp32" and (b, "fp32") in wanted else ()) for b, p in wanted]
-        found = bench.measure(specs, seconds, math.inf, block=min(BLOCK_SECONDS, seconds / ROUNDS))
+        found = bench.measure(specs, seconds, math.inf, block=min(BLOCK_SECONDS, seconds / ROUNDS), together=True)
     if failed := [f"{row.name}: {row.failed}" for row in found.rows if row.failed]:
         raise EdgesegError(f"{folder}: {failed[0]}")
     if not found.complete:
