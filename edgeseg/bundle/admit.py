@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from edgeseg import geometry
 from edgeseg.bundle import admission, score
 from edgeseg.bundle.apart import Say
 from edgeseg.bundle.recipe import Limits
@@ -13,6 +10,7 @@ from edgeseg.errors import EdgesegError
 from edgeseg.manifest import Admission, Part, Scores, Speeds
 from edgeseg.measure.evaluate import Evaluation, split_note
 from edgeseg.measure.speed import measure_speeds
+from edgeseg.measure.verify import network_inputs
 from edgeseg.readers import Dataset, open_data
 from edgeseg.runtime.backends import BACKENDS, load_backend, model_file
 from edgeseg.runtime.golden import load_golden
@@ -60,7 +58,8 @@ def admit_bundle(path: Path, data: str, split: str = "dev", split_file: Path | N
     if "int8" in parity:
         gates.append(admission.int8_parity(parity["int8"][1], len(cases), limits))
     say("timing")
-    speeds = measure_speeds(bundle.path, golden_inputs(bundle), seconds, threads)
+    golden = load_golden(bundle.file("golden.npz"))
+    speeds = measure_speeds(bundle.path, network_inputs(bundle, golden), seconds, threads)
     gates += admission.speed_gates(speeds)
     return Admitted(
         bundle=bundle.path.name, speeds=speeds, notes=(note,) if note else (),
@@ -77,13 +76,3 @@ def scored(bundle: Bundle, backend: str, precision: str, cases: Dataset, threads
 def compared(bundle: Bundle, precision: str, cases: Dataset, threads: int | None) -> tuple[float, float]:
     nets = [load_backend(b, bundle.file(model_file(b, precision)), threads) for b in BACKENDS]
     return score.agreement(nets[0], nets[1], cases, bundle.preprocessing, len(bundle.scheme.foreground))
-
-
-def golden_inputs(bundle: Bundle) -> list[np.ndarray]:
-    """The network inputs [C, gh, gw] of the bundle's phantom frames: the centred windows."""
-    size, inputs = bundle.preprocessing.size, []
-    for golden in load_golden(bundle.file("golden.npz")):
-        canvas = bundle.preprocessing.to_canvas(golden.frame[None], golden.spacing)[0]
-        start = geometry.centre_start((canvas.shape[-2], canvas.shape[-1]), size)
-        inputs.append(geometry.take_window(canvas, start, size))
-    return inputs

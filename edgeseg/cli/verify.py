@@ -15,7 +15,7 @@ Opt = typer.Option
 
 def verify(
     bundle: Annotated[Path | None, typer.Argument(help="NAME.edgeseg (default: the latest in runs/)")] = None,
-    seconds: Annotated[float, Opt(help="counted time of each network")] = 0.5,
+    seconds: Annotated[float, Opt(help="counted time of each network")] = 0.25,
     threads: Annotated[int | None, Opt(help="of every network (default: what affinity and quota allow; with "
                                            "another number nothing is kept for precision=auto)")] = None,
     out: Annotated[Path | None, Opt(help="folder for acceptance.json and acceptance.md")] = None,

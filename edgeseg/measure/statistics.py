@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 RESAMPLES = 10_000
 """Bootstrap resamples: the ends of a 95 % interval then move by about 1 % of its width between seeds."""
@@ -88,6 +88,8 @@ def paired_difference(a: Sequence[float], b: Sequence[float], resamples: int = R
     interval = bootstrap_interval(difference, resamples=resamples, level=level, seed=seed)
     p = float("nan") if not difference.size else 1.0
     if difference.any():
+        from scipy import stats  # takes a second to import, which latencies need not wait for
+
         p = float(stats.wilcoxon(difference).pvalue)
     return Difference(interval.value, interval.low, interval.high, interval.n, interval.resamples, level, p)
 
@@ -107,7 +109,7 @@ def paired_t_interval(a: Sequence[float], b: Sequence[float], level: float = LEV
     mean = float(difference.mean()) if n else float("nan")
     if n < 2:
         return Interval(mean, float("nan"), float("nan"), n, 0, level)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * difference.std(ddof=1) / np.sqrt(n))
+    half = float(stdtrit(n - 1, (1 + level) / 2) * difference.std(ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half, n, 0, level)
 
 

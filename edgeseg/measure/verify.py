@@ -30,7 +30,7 @@ from edgeseg.runtime.threads import default_threads
 SCHEMA = "edgeseg.acceptance/1"
 TARGET = 10.0
 """Images per second, end to end: what a live reconstruction needs. Stated, never a reason to refuse."""
-SECONDS = 0.5
+SECONDS = 0.25
 """Counted time of each network: with five of them, their start and the replays the whole takes less than 10 s."""
 
 

@@ -223,18 +223,22 @@ def test_a_full_disk_leaves_nothing_half_written(run, small_disk, free):
     assert [p.name for p in small_disk.iterdir()] == ["other data"]
 
 
-def test_ctrl_c_leaves_nothing_half_written(run, tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export_leaves_nothing_half_written_and_no_images(run, tmp_path, tmp_path_factory, stop):
+    scratch = tmp_path_factory.mktemp("scratch")
     process = edgeseg("export", run.folder, "--out", tmp_path / "a.edgeseg", start_new_session=True,
-                      env={**os.environ, "PYTHONUNBUFFERED": "1"})
+                      env={**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(scratch)})
     while "writing ONNX" not in (line := process.stdout.readline()):
         assert line, process.stderr.read()
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".*/model.fp32.xml")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
+    assert list(scratch.rglob("calibration.npy"))
+    process.send_signal(stop)
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert not list(tmp_path.iterdir())
+    assert not list(scratch.rglob("*.npy"))
 
 
 def test_paths_are_cut_to_their_last_name_and_other_text_is_kept():
