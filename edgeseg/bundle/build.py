@@ -37,8 +37,9 @@ from edgeseg.measure.statistics import bootstrap_interval, paired_difference
 from edgeseg.readers import Dataset
 from edgeseg.runtime.backends import BACKENDS, load_backend, model_file
 
-FEWEST = 2
-"""dev patients from which on an interval exists: with fewer nothing can be admitted, and climbing is pointless."""
+FEWEST = 5
+"""dev patients from which on the ladder is climbed: with fewer an interval is so wide that a file can hardly be admitted,
+however good, and every rung costs minutes."""
 
 
 class Job(Part):
@@ -119,7 +120,7 @@ class Site:
 
     @property
     def judged(self) -> bool:
-        """Whether dev can tell an INT8 file that is good enough from one that is not."""
+        """Whether dev has the patients to tell an INT8 file that is good enough from one that is not."""
         return "dev" in self.splits and len(self.splits["dev"].patients()) >= FEWEST
 
     def path(self, backend: str, precision: str) -> Path:

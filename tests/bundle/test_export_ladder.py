@@ -7,6 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from edgeseg.bundle.admit import admit_bundle
+from edgeseg.bundle.build import FEWEST
 from edgeseg.bundle.export import export_bundle
 from edgeseg.bundle.recipe import CalibrationRecipe, Limits
 from edgeseg.cli.admit import admit
@@ -25,8 +26,8 @@ app.command("admit")(admit)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run whose data has three dev patients."""
-    return tiny_run.make_run(tmp_path_factory.mktemp("three dev patients"), cases=24)
+    """A run whose data has five dev patients."""
+    return tiny_run.make_run(tmp_path_factory.mktemp("five dev patients"), cases=52)
 
 
 def make(run, name, limits, rungs=("post-training",), say=str):
@@ -41,7 +42,7 @@ def loose(run):
 
 def test_files_within_the_recipes_limits_are_admitted_on_the_first_rung(loose):
     measured = loose.manifest.measured
-    assert measured.admission.patients >= 2
+    assert measured.admission.patients >= FEWEST
     lost = [g for g in measured.admission.gates if g.name == "values lost" and not g.passed]
     for backend in ("openvino", "onnxruntime"):
         assert measured.admission.admitted(backend, "int8") != any(backend in g.subject for g in lost)
