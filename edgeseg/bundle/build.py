@@ -38,8 +38,8 @@ from edgeseg.readers import Dataset
 from edgeseg.runtime.backends import BACKENDS, load_backend, model_file
 
 FEWEST = 5
-"""dev patients from which on the ladder is climbed: with fewer an interval is so wide that a file can hardly be admitted,
-however good, and every rung costs minutes."""
+"""dev patients from which on the ladder is climbed: with fewer an interval is so wide that a file can hardly be
+admitted, however good, and every rung costs minutes."""
 
 
 class Job(Part):
