@@ -227,7 +227,8 @@ def main() -> None:
     document = {"schema": "edgeseg.admission/1", **provenance(), "run": given.run.name,
                 "targets": [t.document() for t in rows], **found,
                 "dice": {name: {file: list(values.values()) for file, values in files.items()}  # no patient's id
-                         for name, files in found["dice"].items()}, "manifest": found["manifest"].model_dump(mode="json"),
+                         for name, files in found["dice"].items()},
+                "manifest": found["manifest"].model_dump(mode="json"),
                 "phantom_admission": found["phantom_admission"].model_dump(mode="json"),
                 "stability": found["stability"].document(),
                 "speed": {t: b.document() for t, b in found["speed"].items()}}
