@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,15 +28,17 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 class Job:
     """What one worker measures. `frames` is the input file that `write_frames` made.
 
-    kind: "bundle" (a Segmenter of `path`), "network" (the ONNX or IR file `path`) or "empty" (the harness itself).
+    kind: "bundle" (a Segmenter of `path`), "network" (the ONNX or IR file `path`), "empty" (the harness itself), or
+        what else `module` knows. module: what is run as the worker; whoever needs torch has a module of its own.
     """
 
-    kind: Literal["bundle", "network", "empty"]
+    kind: str
     path: str
     frames: str
     backend: str = "openvino"
     precision: str = "fp32"
     threads: int = 1
+    module: str = "edgeseg.measure.worker"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Worker:
         environment["PYTHONPATH"] = os.pathsep.join(
             filter(None, [str(PACKAGE_ROOT), environment.get("PYTHONPATH")]))
         self.errors = tempfile.TemporaryFile("w+b")  # noqa: SIM115  closed in `close`
-        self.process = subprocess.Popen([sys.executable, "-P", "-m", "edgeseg.measure.worker"], stdin=subprocess.PIPE,
+        self.process = subprocess.Popen([sys.executable, "-P", "-m", job.module], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=self.errors, env=environment)
         self.buffer = b""
         try:

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -26,11 +26,24 @@ import numpy as np
 from edgeseg import geometry
 from edgeseg.errors import EdgesegError
 
-MODES = ("network", "end_to_end")
+
+class Subject(Protocol):
+    """What is measured.
+
+    Attributes:
+        count: input frames. calls: mode -> what is timed; takes the index of an input frame. The first is "end_to_end"
+            where there is such a path.
+        shape: of the network's input, [1, C, H, W]. runtime: what the runtime says it runs with.
+    """
+
+    count: int
+    calls: dict[str, Callable[[int], Any]]
+    shape: tuple[int, ...]
+    runtime: dict[str, Any]
 
 
-class Subject:
-    """What is measured: `calls[mode]` takes the index of an input frame; `shape` is the network's [1, C, H, W]."""
+class TorchFree:
+    """The subjects that need no torch: a bundle, a network file, and nothing at all."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         cv2.setNumThreads(job["threads"])  # resizing is part of a row: its pool has one thread a CPU by default
@@ -90,19 +103,18 @@ def settings_of(net: Any) -> dict[str, str]:
     return found | {"OPENCV_NUM_THREADS": str(cv2.getNumThreads())}
 
 
-def serve(lines: Any, answer: Callable[[dict[str, Any]], None]) -> None:
+def serve(lines: Any, answer: Callable[[dict[str, Any]], None], make: Callable[[dict[str, Any]], Subject]) -> None:
     """Answer the job, then every token, until the input ends."""
     first = next(iter(lines), None)
     if first is None:
         return
     start = time.perf_counter()
-    subject = Subject(json.loads(first)["job"])
+    subject = make(json.loads(first)["job"])
     load_ms = (time.perf_counter() - start) * 1000
-    main_mode = "end_to_end" if "end_to_end" in subject.calls else "network"
     start = time.perf_counter()
-    subject.calls[main_mode](0)
+    next(iter(subject.calls.values()))(0)
     first_ms = (time.perf_counter() - start) * 1000
-    answer({"ready": True, "shape": subject.shape, "modes": [m for m in MODES if m in subject.calls],
+    answer({"ready": True, "shape": subject.shape, "modes": sorted(subject.calls, reverse=True),
             "load_ms": load_ms, "first_ms": first_ms, "runtime": subject.runtime, "pid": os.getpid(),
             "torch": "torch" in sys.modules})
     position = 0
@@ -142,7 +154,8 @@ def peak_rss_mb() -> float | None:
     return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), None)
 
 
-def main() -> None:
+def main(make: Callable[[dict[str, Any]], Subject] = TorchFree) -> None:
+    """Be a worker whose subject is what `make` makes of the job."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the bench decides what happens
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not get between the answers
@@ -152,7 +165,7 @@ def main() -> None:
         out.flush()
 
     try:
-        serve(iter(sys.stdin.readline, ""), answer)
+        serve(iter(sys.stdin.readline, ""), answer, make)
     except BrokenPipeError:
         os._exit(1)  # the bench is gone
     except Exception as error:  # the parent shows it: a traceback on a pipe helps nobody
