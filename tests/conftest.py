@@ -1,6 +1,7 @@
 """Fixtures that several test folders share. (pytest puts this folder on the import path: `import nnunet_folders`.)"""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ telemetry_off()  # OpenVINO would start a process for it at every conversion
 # and nnunetv2 (which sets its own number of threads around its export) when they are first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("nnUNet_def_n_proc", "1")
+
+# Started in the background of a script (`make test &`) this process is told to ignore Ctrl-C, and would hand that down
+# to the commands that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[2] / "shared"
 
