@@ -9,7 +9,6 @@ import errno
 import re
 import shutil
 import stat
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -29,9 +28,14 @@ MAX_RATIO = 100
 CHUNK = 1 << 20
 ENCRYPTED = 0x1 | 0x40 | 0x2000
 """Flag bits of a member: encrypted, strongly encrypted, masked header."""
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, IndexError,
-          OverflowError, struct.error)
-"""What the standard library raises for an archive that is not in order."""
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+"""What zipfile raises for an archive that is not in order, each seen when bytes of one were changed at random.
+
+BadZipFile: checksums, headers, no zip at all. zlib.error, EOFError: a deflated stream that makes no sense, or ends.
+NotImplementedError: the member's own header asks for a method or version that the directory did not name. RuntimeError:
+it says "encrypted" where the directory did not. ValueError: an offset before or beyond every file, a name that is no
+UTF-8 (UnicodeDecodeError). An offset that the system refuses is an OSError with EINVAL.
+"""
 
 
 def is_safe(name: str) -> bool:
