@@ -1,5 +1,7 @@
 """What every benchmark script shares: provenance of a result, targets with verdicts, Markdown, training in words."""
 
+import argparse
+import hashlib
 import os
 import subprocess
 import sys
@@ -8,8 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
+from edgeseg.labels import LabelScheme
+from edgeseg.measure.evaluate import Evaluation, evaluate
 from edgeseg.measure.statistics import Interval
+from edgeseg.readers import open_data
 
 HERE = Path(__file__).resolve().parent
 
@@ -58,6 +66,30 @@ def run_step(*arguments: str | Path) -> str:
         words = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
         raise EdgesegError(f"{arguments[0]} failed: {words[-1]}")
     return done.stdout
+
+
+def labels_folder(folder: Path, teacher: str, data: str, tta: str) -> Path:
+    """Where below `folder` the label maps of a teacher are; other data or weights never find old ones."""
+    total = hashlib.sha256(data.encode())
+    for path in sorted(Path(teacher.partition(":")[2]).glob("fold_*/checkpoint_*.pth")):
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return folder / f"{tta}-{total.hexdigest()[:12]}"
+
+
+def evaluate_teacher(given: argparse.Namespace, folder: Path, scheme: LabelScheme) -> dict[str, Evaluation]:
+    """`teacher mirror`, ...: the label maps that its full pipeline left in `labels_folder(folder, ...)`."""
+    found, dataset = {}, open_data(given.data, given.split_file)
+    for tta in given.tta:
+        labels = labels_folder(folder, given.teacher, given.data, tta)
+
+        def segment(case: Case, labels: Path = labels) -> np.ndarray:
+            with np.load(labels / f"{case.id}.npz") as stored:
+                return scheme.encode(stored["labels"], LabelScheme(tuple(map(str, stored["names"]))))
+
+        cases = dataset.select(None if given.split == "all" else given.split)
+        found[f"teacher {tta}"] = evaluate(segment, cases, scheme, dataset.ignore)
+    return found
 
 
 def provenance() -> dict[str, Any]:

@@ -8,7 +8,6 @@ The patient is the unit of every interval. `--quick` uses tiny settings: it prov
 """
 
 import argparse
-import hashlib
 import json
 import statistics as plain_statistics
 import subprocess
@@ -18,23 +17,34 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import Target, cell, how_trained, markdown_table, minutes, noted, provenance, reading, run_step, target
+from common import (
+    Target,
+    cell,
+    evaluate_teacher,
+    how_trained,
+    labels_folder,
+    markdown_table,
+    minutes,
+    noted,
+    provenance,
+    reading,
+    run_step,
+    target,
+)
 
-from edgeseg.case import Case
-from edgeseg.cli.bench import HEADER, remarks, table_rows
 from edgeseg.container import open_bundle
+from edgeseg.distill.against import against_rows
 from edgeseg.errors import EdgesegError
-from edgeseg.labels import LabelScheme
 from edgeseg.measure.bench import Bench, RowSpec, bench_bundle
 from edgeseg.measure.document import write_json, write_text
-from edgeseg.measure.evaluate import Evaluation, evaluate, evaluate_bundle
+from edgeseg.measure.evaluate import Evaluation, evaluate_bundle
 from edgeseg.measure.statistics import Difference, bootstrap_interval, paired_difference
 from edgeseg.measure.turns import Job
 from edgeseg.readers import open_data
-from edgeseg.report.figures import Point, dice_versus_latency
+from edgeseg.report.bench import FullBench
+from edgeseg.report.bench_text import HEADER, remarks, table_rows
+from edgeseg.report.figures import Point, dice_versus_cost
 
 FULL_WIDTH = (32, 64, 128, 256, 512, 512)
 """nnU-Net's default features of a 2D network of six stages: 20.6 M parameters."""
@@ -63,34 +73,14 @@ def evaluate_students(given: argparse.Namespace) -> dict[str, Evaluation]:
     return found
 
 
-def evaluate_teacher(given: argparse.Namespace, scheme: LabelScheme) -> dict[str, Evaluation]:
-    """The teacher's own full pipeline, with and without mirroring; label maps are kept in `given.cache`."""
-    found = {}
-    dataset = open_data(given.data, given.split_file)
+def predict_teacher(given: argparse.Namespace) -> None:
+    """The label maps of the teacher's own full pipeline, with and without mirroring, into `given.cache`."""
     split = [] if given.split_file is None else ["--split-file", given.split_file]
     for tta in given.tta:
-        cache = given.cache / f"{tta}-{weights_hash(given.teacher, given.data)}"
-        say(f"predict  teacher, {tta} (label maps in {cache})")
+        folder = labels_folder(given.cache, given.teacher, given.data, tta)
+        say(f"predict  teacher, {tta} (label maps in {folder})")
         run_step("predict", given.teacher, "--data", given.data, "--split", given.split, *split, "--tta", tta,
-                 "--cache", cache)
-
-        def segment(case: Case, cache: Path = cache) -> np.ndarray:
-            with np.load(cache / f"{case.id}.npz") as stored:
-                labels, names = stored["labels"], tuple(map(str, stored["names"]))
-            return scheme.encode(labels, LabelScheme(names))
-
-        cases = dataset.select(None if given.split == "all" else given.split)
-        found[f"teacher {tta}"] = evaluate(segment, cases, scheme, dataset.ignore)
-    return found
-
-
-def weights_hash(teacher: str, data: str) -> str:
-    """Of the data set's name and the teacher's checkpoints: other weights never find old label maps."""
-    total = hashlib.sha256(data.encode())
-    for path in sorted(Path(teacher.partition(":")[2]).glob("fold_*/checkpoint_*.pth")):
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:12]
+                 "--cache", folder)
 
 
 def differences(evaluations: dict[str, Evaluation], seed: int) -> dict[str, Difference]:
@@ -113,7 +103,9 @@ def measure_speed(given: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
         about = json.loads(run_step("random-network", network, "--features", features, "--size", str(given.size))
                            .splitlines()[-1])
         row = RowSpec(FULL_ROW, "teacher", Job("network", str(network), ""))
-        return bench_bundle(given.bundle, given.run, given.threads, given.seconds, extra=[row], seed=given.seed), about
+        own = against_rows(str(given.run / "teacher.onnx"), given.bundle, 1, Path(scratch)) if given.run else []
+        counts = [given.threads] if given.threads else []
+        return bench_bundle(given.bundle, [*own, row], counts, given.seconds, seed=given.seed), about
 
 
 def measure_startup(runs: int = 5) -> dict[str, Any]:
@@ -213,7 +205,8 @@ def report(document: dict[str, Any], evaluations: dict[str, Evaluation], paired:
             + dice_table(evaluations, seed) + "\nPaired differences of mean Dice (Wilcoxon's p):\n\n"
             + markdown_table(["pair", "difference", "p", "patients"], pairs)
             + "\n## What a clinician reads from the masks\n\n" + clinical_table(evaluations, seed)
-            + "\n## Speed\n\n" + markdown_table(HEADER, table_rows(bench)) + "\n" + "\n\n".join(remarks(bench)) + "\n")
+            + "\n## Speed\n\n" + markdown_table(HEADER, table_rows(bench)) + "\n"
+            + "\n\n".join(remarks(FullBench(bench))) + "\n")
 
 
 def plot(path: Path, evaluations: dict[str, Evaluation], bench: Bench, seed: int) -> None:
@@ -227,7 +220,7 @@ def plot(path: Path, evaluations: dict[str, Evaluation], bench: Bench, seed: int
         if ms is not None:
             dice = bootstrap_interval(list(evaluation.patient_dice().values()), seed=seed)
             points.append(Point(name, ms, dice.value, dice.low, dice.high))
-    dice_versus_latency(path, points, "mean Dice and 95 % interval over patients")
+    dice_versus_cost(path, points, "mean Dice and 95 % interval over patients")
 
 
 def say(line: str) -> None:
@@ -261,7 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
     bundle, trained = open_bundle(given.bundle), distillations(given)
     evaluations = evaluate_students(given)
     if given.teacher:
-        evaluations |= evaluate_teacher(given, bundle.scheme)
+        predict_teacher(given)
+        evaluations |= evaluate_teacher(given, given.cache, bundle.scheme)
     paired = differences(evaluations, given.seed)
     bench, full_width = measure_speed(given)
     startup, training = measure_startup(1 if given.quick else 5), read_training(given.run)
@@ -273,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
         "notes": {name: e.notes for name, e in evaluations.items()},
         "machine": bench.machine, "load": bench.load, "training": training, "targets": [t.document() for t in numbers],
         "evaluations": {name: e.summary(given.seed) for name, e in evaluations.items()},
-        "patient_dice": {name: e.patient_dice() for name, e in evaluations.items()},
+        "patient_dice": {name: list(e.patient_dice().values()) for name, e in evaluations.items()},  # no ids
         "paired_differences": paired, "full_width_network": full_width, "bench": bench.document(), "startup": startup,
     }
     write_json(given.out / "main_job.json", document)

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgeseg import child
 from edgeseg.errors import EdgesegError, GateFailed
 
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 Say = Callable[[str], None]
 
 
@@ -28,13 +28,11 @@ def run_apart(module: str, *arguments: str | Path, say: Say = lambda line: None)
     Raises:
         EdgesegError, GateFailed: what the process says went wrong. OSError: the disk is full.
     """
-    environment = dict(os.environ)
-    # -P keeps the current folder off the import path; this package must still be found when it is not installed
+    environment = child.environment()
     environment["OPENBLAS_NUM_THREADS"] = "1"  # its products are tiny here, and its threads spin beside the runtimes'
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), environment.get("PYTHONPATH")]))
     answer: dict[str, Any] = {}
     with tempfile.TemporaryFile("w+", errors="replace") as errors, subprocess.Popen(
-            [sys.executable, "-P", "-m", module, *map(str, arguments)], stdout=subprocess.PIPE, stderr=errors,
+            [*child.command(module), *map(str, arguments)], stdout=subprocess.PIPE, stderr=errors,
             stdin=subprocess.DEVNULL, env=environment, text=True, errors="replace") as process:
         assert process.stdout is not None
         try:

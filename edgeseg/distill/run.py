@@ -68,13 +68,16 @@ class Run:
             raise EdgesegError(f"{folder}: not finished (no run.json): `edgeseg distill --resume {folder}`") from None
         except json.JSONDecodeError as error:
             raise EdgesegError(f"{folder / 'run.json'}: damaged ({error})") from None
-        return cls(
-            folder=folder,
-            scheme=LabelScheme(**record.pop("labels")),
-            preprocessing=preprocessing_from_dict(record.pop("preprocessing")),
-            channels=tuple(record.pop("channels")),
-            **record,
-        )
+        try:
+            return cls(
+                folder=folder,
+                scheme=LabelScheme(**record.pop("labels")),
+                preprocessing=preprocessing_from_dict(record.pop("preprocessing")),
+                channels=tuple(record.pop("channels")),
+                **record,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EdgesegError(f"{folder / 'run.json'}: not of a finished run of this version ({error})") from None
 
     def save(self) -> None:
         """Write run.json (beside, then renamed)."""

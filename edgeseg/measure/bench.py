@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from edgeseg.runtime import threads as limits
 from edgeseg.runtime.backends import CANDIDATES, model_file
 from edgeseg.runtime.cpu import native_bf16
 
-SCHEMA = "edgeseg.bench/1"
+SCHEMA = "edgeseg.bench/2"
 RUNTIMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 
@@ -52,8 +52,10 @@ class Row:
             such path, as a bare network file).
         speed_up: other row -> how many times faster this network is.
         target_met: end-to-end (else network) images per second reach the target; None when not measured.
-        torch: whether torch was in the process (never). settings: what the runtime says it runs with.
+        torch: whether torch was in the process (only of a PyTorch row). settings: what the runtime says it runs with.
         load_ms: opening model and runtime. first_ms: the first call after it.
+        rss_mb: resident memory while it worked (median over blocks). peak_rss_mb: the most it ever was.
+        energy_mj: of the whole CPU package for each call of the network, where the system tells (RAPL).
         failed: why the row ended in the middle, else None.
     """
 
@@ -71,6 +73,8 @@ class Row:
     load_ms: float
     first_ms: float
     peak_rss_mb: float | None
+    rss_mb: float | None
+    energy_mj: float | None
     torch: bool
     settings: dict[str, str]
     blocks: dict[str, list[dict[str, float]]]
@@ -88,6 +92,7 @@ class Bench:
 
     Attributes:
         default_row: the row that `Segmenter(bundle)` is, whose end-to-end rate meets the target or does not.
+        interrupted: by Ctrl-C, which is the other way than a failed row not to be complete.
         latencies: (row, mode) -> counted latencies in ms, for plots.
     """
 
@@ -97,6 +102,7 @@ class Bench:
     frames: int
     default_row: str
     complete: bool
+    interrupted: bool
     machine: dict[str, Any]
     load: dict[str, Any]
     about: dict[str, Any] = field(default_factory=dict)
@@ -110,6 +116,11 @@ class Bench:
     def row(self, name: str) -> Row:
         return next(r for r in self.rows if r.name == name)
 
+    @property
+    def default(self) -> Row:
+        """The row that `Segmenter(bundle)` is."""
+        return self.row(self.default_row)
+
     def document(self) -> dict[str, Any]:
         return {"schema": SCHEMA, "complete": self.complete, "device": "cpu", **self.about,
                 "target_images_per_second": self.target, "default_row": self.default_row, "target_met": self.target_met,
@@ -119,16 +130,17 @@ class Bench:
                 "load": self.load, "machine": self.machine, "rows": self.rows}
 
 
-def bench_bundle(path: Path, against: Path | None = None, threads: int | None = None, seconds: float = 5.0,
-                 target: float = 10.0, extra: Sequence[RowSpec] = (), seed: int = 0,
+def bench_bundle(path: Path, extra: Sequence[RowSpec] = (), threads: Sequence[int] = (), seconds: float = 5.0,
+                 target: float = 10.0, seed: int = 0,
                  on_block: Callable[[turns.Block, int], None] | None = None) -> Bench:
-    """Measure all runtimes and precisions of the bundle at `path`, and the teacher's network `against` it.
+    """Measure all runtimes and precisions of the bundle at `path` and the `extra` rows, in one run.
 
     Args:
-        against: a run folder with teacher.onnx, or an ONNX file.
-        threads: of every row; default: what affinity and quota allow.
+        extra: further rows, such as the teacher's (their `frames` and `threads` are filled in); every student row is
+            compared to them.
+        threads: of the rows; with several counts every row is measured with each. Default: what affinity and quota
+            allow.
         seconds: counted time of each row and mode. target: images per second.
-        extra: further rows (their `frames` are filled in), to which every student row is compared too.
         on_block: called after each block with it and the number of blocks in all.
 
     Raises:
@@ -139,27 +151,41 @@ def bench_bundle(path: Path, against: Path | None = None, threads: int | None = 
 
     if not (0 < seconds < math.inf and 0 < target < math.inf):
         raise EdgesegError(f"--seconds {seconds:g} and --target {target:g} must be above 0 and finite")
-    threads = allowed_threads(threads)
+    counts = sorted({allowed_threads(t) for t in threads or (None,)})
     bundle = open_bundle(path)
-    teacher = teacher_network(against) if against else None
     with tempfile.TemporaryDirectory(prefix="edgeseg-bench-") as scratch:
-        frames, spacings = golden_frames(bundle.file("golden.npz"))
-        canvases = [bundle.preprocessing.to_canvas(f[None], s)[0] for f, s in zip(frames, spacings, strict=True)]
-        stored = str(turns.write_frames(Path(scratch) / "frames.npz", frames, spacings, canvases))
-        others = [RowSpec(s.name, s.role, Job(s.job.kind, s.job.path, stored, s.job.backend, s.job.precision, threads),
-                          s.faster_than) for s in extra]
-        if teacher:
-            others.append(RowSpec("teacher OpenVINO FP32", "teacher", Job("network", str(teacher), stored,
-                                                                          threads=threads)))
-        specs = [*bundle_rows(bundle, stored, threads, tuple(s.name for s in others if s.role == "teacher")), *others]
+        stored = stored_frames(bundle, Path(scratch))
+        specs = [spec for count in counts
+                 for spec in with_threads([*bundle_rows(bundle, stored), *extra], stored, count, len(counts) > 1)]
         result = measure(specs, seconds, target, seed, on_block)
     names = [s.name for s in specs]
-    chosen = f"student OpenVINO {choose_precision(bundle, 'openvino', threads).upper()}"
+    chosen = labelled(f"student OpenVINO {choose_precision(bundle, 'openvino', counts[-1]).upper()}", counts[-1],
+                      len(counts) > 1)
     result.default_row = chosen if chosen in names else names[0]
-    result.frames = len(frames)
-    result.about = {"bundle": bundle.path.name, "threads": threads, "seed": seed,
-                    "against": teacher.name if teacher else None}
+    result.frames = len(golden_frames(bundle.file("golden.npz"))[0])
+    result.about = {"bundle": bundle.path.name, "threads": counts, "seed": seed,
+                    "against": sorted({Path(s.job.path).name for s in extra}) or None}
     return result
+
+
+def stored_frames(bundle: Any, folder: Path) -> str:
+    """The input file of every worker: the bundle's own phantom frames, raw and as its network takes them."""
+    frames, spacings = golden_frames(bundle.file("golden.npz"))
+    canvases = [bundle.preprocessing.to_canvas(f[None], s)[0] for f, s in zip(frames, spacings, strict=True)]
+    return str(turns.write_frames(folder / "frames.npz", frames, spacings, canvases))
+
+
+def with_threads(specs: Sequence[RowSpec], frames: str, threads: int, several: bool) -> list[RowSpec]:
+    """The rows with their input and one number of threads, each compared within it to FP32 and to the extra rows."""
+    others = tuple(s.name for s in specs if s.role == "teacher")
+    return [replace(s, name=labelled(s.name, threads, several), job=replace(s.job, frames=frames, threads=threads),
+                    faster_than=tuple(labelled(n, threads, several) for n in
+                                      (*s.faster_than, *(others if s.role == "student" else ()))))
+            for s in specs]
+
+
+def labelled(name: str, threads: int, several: bool) -> str:
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}" if several else name
 
 
 def allowed_threads(threads: int | None) -> int:
@@ -171,7 +197,7 @@ def allowed_threads(threads: int | None) -> int:
     return limits.checked_threads(threads)
 
 
-def bundle_rows(bundle: Any, frames: str, threads: int, teachers: tuple[str, ...]) -> list[RowSpec]:
+def bundle_rows(bundle: Any, frames: str) -> list[RowSpec]:
     """A row for each runtime and precision that the bundle has files for; bf16 where OpenVINO has it natively."""
     rows = []
     for backend, label in RUNTIMES.items():
@@ -182,21 +208,8 @@ def bundle_rows(bundle: Any, frames: str, threads: int, teachers: tuple[str, ...
                 continue
             fp32 = (f"student {label} FP32",) if precision != "fp32" else ()
             rows.append(RowSpec(f"student {label} {precision.upper()}", "student",
-                                Job("bundle", str(bundle.path), frames, backend, precision, threads),
-                                (*fp32, *teachers)))
+                                Job("bundle", str(bundle.path), frames, backend, precision), fp32))
     return rows
-
-
-def teacher_network(against: Path) -> Path:
-    """The ONNX file that `--against` means: RUN/teacher.onnx or the file itself."""
-    if against.is_dir():
-        if not (against / "teacher.onnx").is_file():
-            raise EdgesegError(f"{against}: has no teacher.onnx: --against takes a run that was distilled from a "
-                               "teacher, or an .onnx file")
-        return against / "teacher.onnx"
-    if against.suffix != ".onnx" or not against.is_file():
-        raise EdgesegError(f"{against}: no such network: --against takes a run folder or an .onnx file")
-    return against
 
 
 def golden_frames(path: Path) -> tuple[list[np.ndarray], list[tuple[float, float]]]:
@@ -232,7 +245,7 @@ def measure(specs: Sequence[RowSpec], seconds: float, target: float, seed: int =
         rows = [summarise(spec, workers[spec.name].ready, taken, target) for spec in specs]
     load = {"others_before": before, "others_during": during, "busy_above": environment.BUSY_SHARE,
             "busy": environment.is_busy(before, during)}
-    return Bench(rows, target, seconds, 0, "", taken.complete, environment.describe(), load,
+    return Bench(rows, target, seconds, 0, "", taken.complete, taken.interrupted, environment.describe(), load,
                  latencies={(b.row, b.mode): joined(taken, b.row, b.mode) for b in taken.blocks})
 
 
@@ -267,10 +280,22 @@ def summarise(spec: RowSpec, ready: dict[str, Any], taken: Turns, target: float)
         tuple(ready["shape"]), network, whole,
         {other: speed_up(taken, spec.name, other) for other in spec.faster_than},
         rate >= target if rate else None, ready["load_ms"], ready["first_ms"],
-        max((b.peak_rss_mb for b in own if b.peak_rss_mb), default=None), ready["torch"], ready["runtime"],
+        max((b.peak_rss_mb for b in own if b.peak_rss_mb), default=None), median([b.rss_mb for b in own]),
+        energy_per_call(taken.of(spec.name, "network")), ready["torch"], ready["runtime"],
         {mode: [{"round": b.round, "calls": len(b.ms), "median_ms": float(np.median(b.ms))}
                 for b in taken.of(spec.name, mode)] for mode in ready["modes"]},
         taken.failed.get(spec.name))
+
+
+def median(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.median(known)) if known else None
+
+
+def energy_per_call(blocks: Sequence[turns.Block]) -> float | None:
+    """Millijoules of the package for each call, what idles beside it included."""
+    known = [(b.energy_j, len(b.ms)) for b in blocks if b.energy_j is not None]
+    return 1000 * sum(j for j, _ in known) / sum(n for _, n in known) if known else None
 
 
 def speed_up(taken: Turns, row: str, other: str) -> Interval:

@@ -16,6 +16,7 @@ PACKAGES = ("edgeseg", "numpy", "openvino", "onnxruntime", "opencv-python-headle
 BUSY_SHARE = 0.10
 """A machine is called busy when others use more than this share of the CPUs that this process may use."""
 PROC = Path("/proc")
+POWER = Path("/sys/class/powercap")
 
 
 def describe() -> dict[str, Any]:
@@ -65,6 +66,16 @@ def read(path: str | Path) -> str | None:
         return Path(path).read_text().strip() or None
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def energy_uj(root: Path = POWER) -> int | None:
+    """What all CPU packages have used, everybody's work included, in microjoules; it starts anew from 0 now and then.
+
+    None where RAPL is not there or not to be read (many systems keep it for root).
+    """
+    packages = [zone for zone in root.glob("intel-rapl:*") if (read(zone / "name") or "").startswith("package")]
+    counters = [read(zone / "energy_uj") for zone in packages]
+    return sum(int(c) for c in counters if c) if counters and all(counters) else None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ class Latency:
 
     A percentile is None when there were too few calls for it (`fewest_calls`). `*_bound_ms` is what MLPerf's early
     stopping would report: with 99 % confidence the true percentile lies below it.
-    images_per_second is 1000 / median.
+    jitter_ms is p99 - p50. images_per_second is 1000 / median.
     """
 
     n: int
@@ -28,6 +28,7 @@ class Latency:
     p90_bound_ms: float | None
     p99_bound_ms: float | None
     max_ms: float | None
+    jitter_ms: float | None
     images_per_second: float | None
 
 
@@ -39,9 +40,9 @@ def summarise(milliseconds: Sequence[float] | np.ndarray) -> Latency:
         bound = early_stopping(ms, percent / 100)
         bounds.append(bound)
         points.append(None if bound is None else float(np.percentile(ms, percent)))
-    median = points[0]
-    return Latency(len(ms), points[0], points[1], points[2], bounds[0], bounds[1], bounds[2],
-                   float(ms[-1]) if len(ms) else None, 1000 / median if median else None)
+    p50, p90, p99 = points
+    return Latency(len(ms), p50, p90, p99, bounds[0], bounds[1], bounds[2], float(ms[-1]) if len(ms) else None,
+                   p99 - p50 if p50 is not None and p99 is not None else None, 1000 / p50 if p50 else None)
 
 
 def early_stopping(milliseconds: np.ndarray, share: float, confidence: float = CONFIDENCE) -> float | None:

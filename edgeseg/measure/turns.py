@@ -4,7 +4,6 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from edgeseg import child
 from edgeseg.errors import EdgesegError
+from edgeseg.measure import environment
 
 BLOCK_SECONDS = 0.5
 """Least length of a turn: long against the time that a core takes to reach its clock speed, short against drift."""
 DISCARD = 5
 """Calls at the start of a block that are not counted: they pay for the caches that the previous one filled."""
 LOAD_TIMEOUT = 600.0
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Block:
-    """One turn: latencies in ms of its counted calls; `start` and `end` on the system's monotonic clock, in s."""
+    """One turn: latencies in ms of its counted calls; `start` and `end` on the system's monotonic clock, in s.
+
+    rss_mb: resident set at the end of the block. energy_j: of the CPU packages, everybody's work included, where the
+        system tells.
+    """
 
     row: str
     mode: str
@@ -53,6 +57,8 @@ class Block:
     ms: np.ndarray
     cpu_s: float
     peak_rss_mb: float | None
+    rss_mb: float | None = None
+    energy_j: float | None = None
 
 
 @dataclass
@@ -61,6 +67,7 @@ class Turns:
 
     blocks: list[Block] = field(default_factory=list)
     complete: bool = False
+    interrupted: bool = False
     failed: dict[str, str] = field(default_factory=dict)
 
     def of(self, row: str, mode: str) -> list[Block]:
@@ -75,13 +82,9 @@ class Worker:
     """A measuring process. Use as a context manager: it never outlives the `with` block."""
 
     def __init__(self, job: Job) -> None:
-        environment = dict(os.environ)
-        # -P keeps the current folder off the import path; this package must still be found when it is not installed
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(PACKAGE_ROOT), environment.get("PYTHONPATH")]))
         self.errors = tempfile.TemporaryFile("w+b")  # noqa: SIM115  closed in `close`
-        self.process = subprocess.Popen([sys.executable, "-P", "-m", job.module], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=self.errors, env=environment)
+        self.process = subprocess.Popen(child.command(job.module), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=self.errors, env=child.environment())
         self.buffer = b""
         try:
             self.ready = self.ask({"job": asdict(job)}, LOAD_TIMEOUT)
@@ -90,15 +93,19 @@ class Worker:
             raise
 
     def ask(self, question: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """Send one line and wait for the answer.
-
-        Raises:
-            WorkerError: the worker answers with an error, ends, or says nothing for `timeout` seconds.
-        """
+        """Send one line and wait for the answer; the errors are those of `answer`."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended: its last line says why
             self.process.stdin.write(json.dumps(question).encode() + b"\n")
             self.process.stdin.flush()
+        return self.answer(timeout)
+
+    def answer(self, timeout: float) -> dict[str, Any]:
+        """The next answer: a paced stream has one about every second.
+
+        Raises:
+            WorkerError: the worker answers with an error, ends, or says nothing for `timeout` seconds.
+        """
         line = self.read_line(timeout)
         if not line:
             raise WorkerError(self.last_words())
@@ -125,8 +132,7 @@ class Worker:
     def last_words(self) -> str:
         code = self.process.wait()
         self.errors.seek(0)
-        said = self.errors.read().decode(errors="replace").strip().splitlines()
-        return f"the measuring process ended with code {code}" + (f": {said[-1]}" if said else "")
+        return child.last_words(code, self.errors.read().decode(errors="replace"))
 
     def close(self) -> None:
         for stream in (self.process.stdin, self.process.stdout):
@@ -163,13 +169,14 @@ def take_turns(workers: Mapping[str, Worker], rounds: int, seconds: float = BLOC
             for row, mode in (entries[i] for i in rng.permutation(len(entries))):
                 if row in turns.failed:
                     continue
+                energy = environment.energy_uj()
                 try:
                     answer = workers[row].ask({"mode": mode, "seconds": seconds, "discard": discard}, LOAD_TIMEOUT)
                 except WorkerError as error:
                     turns.failed[row] = str(error)
                     continue
                 block = Block(row, mode, number, answer["start"], answer["end"], np.asarray(answer["ms"]),
-                              answer["cpu_s"], answer["peak_rss_mb"])
+                              answer["cpu_s"], answer["peak_rss_mb"], answer["rss_mb"], joules_since(energy))
                 turns.blocks.append(block)
                 if on_block:
                     on_block(block)
@@ -177,7 +184,26 @@ def take_turns(workers: Mapping[str, Worker], rounds: int, seconds: float = BLOC
     except KeyboardInterrupt:
         if not turns.blocks:
             raise
+        turns.interrupted = True
     return turns
+
+
+def joules_since(before: int | None) -> float | None:
+    """Energy since the counter was `before`; None where it is unknown or has started anew meanwhile."""
+    now = environment.energy_uj()
+    return (now - before) / 1e6 if before is not None and now is not None and now >= before else None
+
+
+def started(job: Job) -> Worker:
+    """The worker of one job that a user asked for.
+
+    Raises:
+        EdgesegError: it does not start, with what it said.
+    """
+    try:
+        return Worker(job)
+    except WorkerError as error:
+        raise EdgesegError(f"{job.path}: {job.backend} {job.precision} does not start: {error}") from None
 
 
 def write_frames(path: Path, frames: Sequence[np.ndarray], spacings: Sequence[tuple[float, float]],

@@ -7,7 +7,9 @@ blocked in read and costs nothing. The end of the input ends it.
     in   {"job": {...}}
     out  {"ready": true, "shape": [1, 1, 192, 192], "load_ms": ..., "first_ms": ..., "runtime": {...}, "torch": false}
     in   {"mode": "network", "seconds": 0.5, "discard": 5}
-    out  {"ms": [...], "start": ..., "end": ..., "cpu_s": ..., "peak_rss_mb": ...}
+    out  {"ms": [...], "start": ..., "end": ..., "cpu_s": ..., "peak_rss_mb": ..., "rss_mb": ...}
+    in   {"mode": "end_to_end", "rate": 50, "frames": 3000, "discard": 5}               a paced stream
+    out  {"start": ..., "finished": [...], "done": false}                               about every second, then true
     out  {"error": "one line"}                         instead of either answer
 """
 
@@ -16,7 +18,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +27,9 @@ import numpy as np
 
 from edgeseg import geometry
 from edgeseg.errors import EdgesegError
+
+REPORT_SECONDS = 1.0
+"""Time between two reports of a paced stream: what an interrupted one may lose."""
 
 
 class Subject(Protocol):
@@ -82,6 +87,8 @@ def load_frames(path: Path) -> tuple[list[np.ndarray], list[tuple[float, float]]
 
 def network_input(canvas: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
     """The centred window [1, C, H, W] of a normalised frame [C, h, w] that a network of input `shape` takes."""
+    if len(shape) != 4:
+        raise EdgesegError(f"{name}: its network takes {list(shape)}, the bench gives single frames [1, C, H, W]")
     if shape[1] != canvas.shape[0]:
         raise EdgesegError(f"{name}: takes {shape[1]} channels, the bundle's frames have {canvas.shape[0]}")
     size = (shape[2], shape[3])
@@ -120,8 +127,12 @@ def serve(lines: Any, answer: Callable[[dict[str, Any]], None], make: Callable[[
     position = 0
     for line in lines:
         token = json.loads(line)
-        reply, position = block(subject, position=position, **token)
-        answer(reply)
+        if "rate" in token:
+            for report in stream(subject, **token):
+                answer(report)
+        else:
+            reply, position = block(subject, position=position, **token)
+            answer(reply)
 
 
 def block(subject: Subject, mode: str, seconds: float, discard: int, position: int) -> tuple[dict[str, Any], int]:
@@ -142,16 +153,37 @@ def block(subject: Subject, mode: str, seconds: float, discard: int, position: i
         if after >= end:
             break
     return {"ms": ms, "start": start, "end": time.monotonic(), "cpu_s": time.process_time() - cpu,
-            "peak_rss_mb": peak_rss_mb()}, position
+            "rss_mb": memory_mb("VmRSS"), "peak_rss_mb": memory_mb("VmHWM")}, position  # the peak last: never below it
 
 
-def peak_rss_mb() -> float | None:
-    """Largest resident set of this process so far in MB (None where the system does not say)."""
+def stream(subject: Subject, mode: str, rate: float, frames: int, discard: int) -> Iterator[dict[str, Any]]:
+    """Frames as from a scanner: frame k arrives at start + k / rate, whether or not those before it are done.
+
+    None is skipped: one that arrives while another is computed waits its turn. Yields the times (monotonic, s) at which
+    frames were finished since the last report. Between frames the process sleeps.
+    """
+    call, count, clock = subject.calls[mode], subject.count, time.monotonic
+    for k in range(discard):
+        call(k % count)
+    finished: list[float] = []
+    start = reported = clock()
+    for k in range(frames):
+        while (early := start + k / rate - clock()) > 0:
+            time.sleep(early)
+        call(k % count)
+        finished.append(clock())
+        if finished[-1] >= reported + REPORT_SECONDS or k == frames - 1:
+            yield {"start": start, "finished": finished, "done": k == frames - 1}
+            finished, reported = [], clock()
+
+
+def memory_mb(name: str) -> float | None:
+    """Resident set of this process in MB, now ("VmRSS") or at its largest ("VmHWM"); None where nobody says."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return None
-    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), None)
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(f"{name}:")), None)
 
 
 def main(make: Callable[[dict[str, Any]], Subject] = TorchFree) -> None:

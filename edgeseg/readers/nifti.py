@@ -7,7 +7,7 @@ pixdim: ACDC's affine has unit scale. An array [x, y, z] becomes [z, y, x], so a
 import logging
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,9 @@ MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 """NIfTI's codes of the spatial unit (lowest three bits of xyzt_units): metre and micrometre; all else is mm."""
 SPACING_TOLERANCE = 1e-3
 """Relative difference of spacings that still are the same: headers hold float32, sometimes rounded."""
+
+Opened = tuple[Any, tuple[int, ...], tuple[float, ...]]
+"""What `open_image` returns."""
 
 # nibabel tells of odd headers on stderr and repairs them; what matters here is checked below and is one line.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
@@ -106,15 +109,18 @@ def read_channels(paths: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
 
 def read_case(images: Sequence[Path], labels: Path | None = None, *, id: str, patient: str,
               scheme: LabelScheme | None = None, values: dict[int, int] | None = None, frame: int | None = None,
-              phase: str | None = None, group: str | None = None, vendor: str | None = None) -> Case:
+              phase: str | None = None, group: str | None = None, vendor: str | None = None,
+              opened: Sequence[Opened] | None = None) -> Case:
     """Read one case; `images` are its channels, `frame` the time point (from 0) of 4D files.
 
     `values` maps what the label file holds to values of `scheme` (or 255, ignore); by default they are the same.
+    `opened` are the images where they are open already.
 
     Raises:
         EdgesegError: an unreadable file, image, channels or labels of other geometry, a label outside `values`.
     """
-    volumes = [read_volume(path, frame) for path in images]
+    files = opened or [open_image(path) for path in images]
+    volumes = [read_volume(path, frame, file) for path, file in zip(images, files, strict=True)]
     for path, volume in zip(images, volumes, strict=True):
         check_geometry(path, volume, images[0], volumes[0])
     classes = None
@@ -130,13 +136,25 @@ def read_case(images: Sequence[Path], labels: Path | None = None, *, id: str, pa
     )
 
 
-def read_volume(path: Path, frame: int | None = None) -> Volume:
+def read_times(images: Sequence[Path], *, id: str, patient: str) -> Iterator[Case]:
+    """Every time point of a 4D image, or the volume of a 3D one, in order; `images` are its channels.
+
+    Each file is read once from its start to its end: a .nii.gz opened anew for each of its time points would be
+    unpacked from the start each time, and one is in memory at a time. Raises as `read_case`.
+    """
+    opened = [open_image(path, keep_open=True) for path in images]
+    times = time_points(images[0])
+    for t in range(times):
+        yield read_case(images, id=id, patient=patient, frame=t if times > 1 else None, opened=opened)
+
+
+def read_volume(path: Path, frame: int | None = None, opened: Opened | None = None) -> Volume:
     """Read a 2D or 3D image, or time point `frame` (from 0) of a 4D one; only that time point is held in memory.
 
     Raises:
         EdgesegError: missing, truncated, not NIfTI, colour or complex, another number of dimensions, bad spacing.
     """
-    image, shape, zooms = open_image(path)
+    image, shape, zooms = opened or open_image(path)
     times = shape[3] if len(shape) == 4 else 1
     if frame is None and times > 1:
         raise EdgesegError(four_dimensional(path, times))
@@ -155,10 +173,13 @@ def read_volume(path: Path, frame: int | None = None) -> Volume:
     return Volume(pixels, (zooms[1], zooms[0]), zooms[2] if len(shape) > 2 else None, provenance)
 
 
-def open_image(path: Path) -> tuple[Any, tuple[int, ...], tuple[float, ...]]:
-    """Read a header: the nibabel image (pixels still on disk), its shape (2 to 4 axes), its spacing in mm (x, y, z)."""
+def open_image(path: Path, keep_open: bool = False) -> Opened:
+    """Read a header: the nibabel image (pixels still on disk), its shape (2 to 4 axes), its spacing in mm (x, y, z).
+
+    With `keep_open` the file stays open while the image lives, and goes on where it was last read.
+    """
     try:
-        image: Any = nib.load(path, mmap=False)
+        image: Any = nib.load(path, mmap=False, keep_file_open=keep_open)
         with nib.openers.ImageOpener(str(path)) as file:
             # unchecked: nibabel turns a negative pixdim positive on loading
             raw = image.header_class.from_fileobj(file, check=False)

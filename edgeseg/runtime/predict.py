@@ -1,16 +1,18 @@
 """Predict: NIfTI images in, label maps of the same geometry and name out."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
 from edgeseg.readers import nifti
 from edgeseg.runtime.overlay import write_overlay
-from edgeseg.runtime.segmenter import Segmenter
+from edgeseg.runtime.segmenter import Segmentation, Segmenter
+from edgeseg.runtime.throughput import Throughput
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def predict(segmenter: Segmenter, images: Sequence[Path], out: Path, overlay: bo
     """Segment every case; one that fails is reported in its result and the others go on.
 
     Args:
+        segmenter: a Throughput computes the time points of a 4D image in all its streams.
         overlay: also write case.png, the slices (of the first time point) with their labels in colour.
         progress: called after each case with its result and the number of cases.
 
@@ -90,14 +93,19 @@ def predict(segmenter: Segmenter, images: Sequence[Path], out: Path, overlay: bo
 def predict_case(segmenter: Segmenter, case: str, files: tuple[Path, ...], mask: Path, overlay: bool) -> int:
     """Segment one image, of a 4D one each time point by itself, and write the mask; returns the number of frames."""
     times = nifti.time_points(files[0])
-    labels, first = [], None
-    for t in range(times):
-        volume = nifti.read_case(files, id=case, patient=case, frame=t if times > 1 else None)
-        found = segmenter.segment_volume(volume.frames, volume.spacing)
+    first: Case | None = None
+
+    def volumes() -> Iterator[tuple[np.ndarray, tuple[float, float]]]:
+        nonlocal first
+        for volume in nifti.read_times(files, id=case, patient=case):
+            first = first or volume
+            yield volume.frames, volume.spacing
+
+    labels = []
+    for found in segment_volumes(segmenter, volumes()):
         if not found.ok:
             raise EdgesegError(f"{files[0]}: {found.status}")
         labels.append(found.labels)
-        first = first or volume
     assert first is not None  # an image has at least one time point
     provenance, stack = first.provenance, labels[0]
     if times > 1:  # write_labels reshapes [x, y, n] to `shape`, the last axis fastest: slices outside, times inside
@@ -108,6 +116,14 @@ def predict_case(segmenter: Segmenter, case: str, files: tuple[Path, ...], mask:
         picture = mask.with_name(f"{nifti.stem(mask)}.png")
         write_overlay(picture, first.frames[:, 0], segmenter.scheme.values, labels[0])
     return len(stack)
+
+
+def segment_volumes(segmenter: Segmenter,
+                    volumes: Iterable[tuple[np.ndarray, tuple[float, float]]]) -> Iterator[Segmentation]:
+    """Each volume when it is read, or with a Throughput several at a time."""
+    if isinstance(segmenter, Throughput):
+        return segmenter.segment_volumes(volumes)
+    return (segmenter.segment_volume(frames, spacing) for frames, spacing in volumes)
 
 
 def describe(error: Exception, image: Path) -> str:

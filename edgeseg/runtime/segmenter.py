@@ -15,7 +15,7 @@ from edgeseg.case import Case
 from edgeseg.container import Bundle, open_bundle
 from edgeseg.errors import EdgesegError
 from edgeseg.geometry import canvas_shape
-from edgeseg.runtime.backends import BACKENDS, CANDIDATES, load_backend, model_file
+from edgeseg.runtime.backends import BACKENDS, CANDIDATES, Backend, load_backend, model_file
 from edgeseg.runtime.frame_graph import FrameGraphs
 from edgeseg.runtime.threads import checked_threads
 
@@ -66,7 +66,7 @@ class Segmenter:
             precision = choose_precision(self.bundle, backend, threads)
         self.backend, self.precision, self.threads = backend, precision, checked_threads(threads)
         self.scheme, self.preprocessing = self.bundle.scheme, self.bundle.preprocessing
-        self._network = load_backend(backend, self.bundle.file(model_file(backend, precision)), self.threads, precision)
+        self._network = self._load(self.bundle.file(model_file(backend, precision)))
         expected = (1, len(self.preprocessing.channels), *self.preprocessing.size)
         if self._network.shape != expected:
             raise EdgesegError(f"{self.bundle.path}: the network takes {self._network.shape}, the manifest says "
@@ -78,6 +78,9 @@ class Segmenter:
         if len(x) == 1:
             return self._network(np.ascontiguousarray(x, np.float32))
         return np.concatenate([self._network(np.ascontiguousarray(x[i : i + 1], np.float32)) for i in range(len(x))])
+
+    def _load(self, path: Path) -> Backend:
+        return load_backend(self.backend, path, self.threads, self.precision)
 
     def warm_up(self) -> None:
         """Run the network and every frame graph twice, so that the first frame does not pay for what is loaded and

@@ -51,7 +51,8 @@ def load_checkpoint(path: Path, trust: bool = False) -> dict[str, Any]:
         foreign = re.search(r"GLOBAL (\S+)|unrecognized function (\S+)", str(error))
         if foreign and not trust:
             raise EdgesegError(f"{path}: the checkpoint wants {foreign[1] or foreign[2]}, which could run code, and "
-                               "was not loaded: pass --trust-checkpoint only if you trust whoever made it") from None
+                               "was not loaded: `edgeseg distill --trust-checkpoint` takes it, only if you trust "
+                               "whoever made it") from None
         raise EdgesegError(f"{path}: not a readable checkpoint ({type(error).__name__}): copy or download it "
                            "again") from None
     if not isinstance(content, dict):

@@ -3,16 +3,25 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
+import jsonschema
 import pytest
 import tiny_bundle
 import typer
 from typer.testing import CliRunner
 
-from edgeseg.cli.bench import bench, markdown, remarks
+from edgeseg.cli.bench import bench
 from edgeseg.errors import EdgesegError, GateFailed
 from edgeseg.measure import bench as bench_module
+from edgeseg.report import bench as whole
+from edgeseg.report.bench_schema import json_schema
+from edgeseg.report.bench_text import markdown, remarks
 
+SCHEMA = Path(__file__).parents[2] / "docs" / "bench.schema.json"
+ROWS = ("--starts", 0, "--no-ceilings")
+"""Nothing but the rows."""
 app = typer.Typer()
 app.command()(bench)
 
@@ -44,10 +53,14 @@ def missed(bundle, tmp_path_factory):
     results = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_module, "BLOCK_SECONDS", 0.02)
-        measure = bench_module.bench_bundle
-        patch.setattr(bench_module, "bench_bundle", lambda *a, **k: results.append(measure(*a, **k)) or results[0])
+        patch.setattr(whole, "measure_exam", partial(whole.measure_exam, slices=2, phases=3, rounds=1))
+        patch.setattr(whole, "cross_check", partial(whole.cross_check, repeats=2, seconds=1))
+        patch.setattr(whole, "measure_ceilings", partial(whole.measure_ceilings, seconds_per_probe=0.05))
+        measure = whole.full_bench
+        patch.setattr(whole, "full_bench", lambda *a, **k: results.append(measure(*a, **k)) or results[0])
         found = run(bundle, "--against", network, "--seconds", 0.1, "--threads", 1, "--json", "--out",
-                    place / "some out", "--target", 1e9)
+                    place / "some out", "--target", 1e9, "--starts", 1, "--rate", 50, "--rate-seconds", 0.2,
+                    "--streams", 1, "--cross-check")
     return found, place / "some out", results[0]
 
 
@@ -57,18 +70,75 @@ def test_a_table_for_people_then_one_document_on_the_last_line_and_files(missed)
     lines = found.stdout.strip().splitlines()
     document = json.loads(lines[-1])
     assert document["target_met"] is False
-    assert document["threads"] == 1
+    assert document["threads"] == [1]
     assert "teacher OpenVINO FP32" in found.stdout
-    assert "net 1x48x48" in found.stdout
+    assert "1x48x48 (teacher)" in found.stdout
     assert "MISSED" in found.stdout
     assert sorted(p.name for p in out.iterdir()) == ["bench.json", "bench.md", "bench.png"]
     assert json.loads((out / "bench.json").read_text()) == document
-    assert (out / "bench.md").read_text().startswith("| row | part | p50 ms |")
+    assert (out / "bench.md").read_text().startswith("| row | thr | part | p50 ms |")
     assert (out / "bench.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_each_part_that_was_asked_for_is_in_the_words_and_in_the_document(missed):
+    found, out, result = missed
+    document = json.loads((out / "bench.json").read_text())
+    assert document["missing"] == {}
+    assert document["complete"] is result.complete is True
+    assert document["paced"]["frames"] == 10
+    assert document["exam"]["slices"] * document["exam"]["phases"] == 6
+    assert set(document["first_frames"]) == {r.name for r in result.rows.rows if r.role == "student"}
+    assert {r["precision"] for r in document["ceilings"]["rows"]} >= {"fp32"}
+    assert all(r["of_roofline"] > 0 for r in document["reached"].values())
+    assert len(document["cross_check"]["ours_ms"]) == 2
+    assert document["pipeline"] is None
+    for word in ("start ", "paced ", "exam ", "ceiling ", "layers ", "check "):
+        assert any(line.startswith(word) for line in found.stdout.splitlines()), word
+
+
+def test_the_document_is_of_the_published_schema(missed):
+    _, out, _ = missed
+    document = json.loads((out / "bench.json").read_text())
+    jsonschema.validate(document, json.loads(SCHEMA.read_text("utf-8")))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document | {"rows": [{"name": "a row without numbers"}]}, json_schema())
+
+
+def test_the_published_schema_is_that_of_the_types():
+    assert json.loads(SCHEMA.read_text("utf-8")) == json_schema(), \
+        "write it again: python -m edgeseg.report.bench_schema > docs/bench.schema.json"
+
+
+def test_a_part_that_fails_is_said_so_and_the_others_go_on(bundle, monkeypatch):
+    def fail(*arguments):
+        raise EdgesegError("the frames are late")
+
+    monkeypatch.setattr(whole, "measure_paced", fail)
+    monkeypatch.setattr(whole, "cross_check", partial(whole.cross_check, repeats=1, seconds=1))
+    found = run(bundle, *ROWS, "--seconds", 0.02, "--threads", 1, "--rate", 50, "--cross-check", "--json")
+    assert found.exit_code == 130
+    document = json.loads(found.stdout.strip().splitlines()[-1])
+    assert document["missing"] == {"paced": "the frames are late"}
+    assert document["complete"] is False
+    assert document["cross_check"] is not None
+    assert "not measured: the frames are late" in found.stdout
+
+
+def test_ctrl_c_in_a_part_keeps_what_there_is_and_ends_the_rest(bundle, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(whole, "measure_paced", interrupted)
+    found = run(bundle, *ROWS, "--seconds", 0.02, "--threads", 1, "--rate", 50, "--cross-check", "--json")
+    assert found.exit_code == 130
+    document = json.loads(found.stdout.strip().splitlines()[-1])
+    assert set(document["missing"]) == {"paced", "cross_check"}
+    assert document["rows"][0]["network"]["n"] > 0
+    assert "INCOMPLETE" in found.stdout
+
+
 def test_a_strict_bench_that_misses_its_target_fails_and_still_reports(bundle, missed, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_module, "bench_bundle", lambda *a, **k: missed[2])
+    monkeypatch.setattr(whole, "full_bench", lambda *a, **k: missed[2])
     found = run(bundle, "--target", 1e9, "--strict", "--json", "--out", tmp_path / "out")
     assert isinstance(found.exception, GateFailed)
     assert found.exception.exit_code == 3
@@ -77,7 +147,7 @@ def test_a_strict_bench_that_misses_its_target_fails_and_still_reports(bundle, m
 
 
 def test_a_strict_bench_that_reaches_it_passes_and_percentiles_with_too_few_calls_are_a_dash(bundle):
-    found = run(bundle, "--seconds", 0.03, "--threads", 1, "--target", 0.001, "--strict", "--json")
+    found = run(bundle, *ROWS, "--seconds", 0.03, "--threads", 1, "--target", 0.001, "--strict", "--json")
     assert found.exit_code == 0, found.output
     rows = json.loads(found.stdout.strip().splitlines()[-1])["rows"]
     few = [r for r in rows if r["end_to_end"]["n"] < 662]
@@ -90,7 +160,20 @@ def test_a_strict_bench_that_reaches_it_passes_and_percentiles_with_too_few_call
     (["--device", "cuda"], "--device cuda: there is no such device"),
     (["--seconds", 0], "must be above 0"),
     (["--threads", 9999], "--threads 9999: this process may use"),
+    (["--threads", "1,two"], "--threads 1,two: write whole numbers"),
+    (["--threads", "1,1"], "names a number twice"),
     (["--against", "absent.onnx"], "absent.onnx: no such network"),
+    (["--against", "nnunet:absent"], "absent: no such nnU-Net model folder"),
+    (["--rate", 0], "--rate 0"),
+    (["--rate", "nan"], "must be above 0 and finite"),
+    (["--rate", 50, "--rate-seconds", -1], "must be above 0 and finite"),
+    (["--rate", 50, "--stress", -1], "--stress -1"),
+    (["--rate", 50, "--quota", 0], "--quota 0"),
+    (["--stress", 2], "add --rate"),
+    (["--streams", 0], "--streams 0"),
+    (["--streams", 9999], "9999"),
+    (["--streams", "many"], "--streams many"),
+    (["--starts", -1], "--starts -1"),
 ])
 def test_bad_input_is_one_line_and_writes_nothing(bundle, tmp_path, arguments, message):
     found = run(bundle, *arguments, "--out", tmp_path / "out")
@@ -104,7 +187,7 @@ def test_bad_input_is_one_line_and_writes_nothing(bundle, tmp_path, arguments, m
 def test_an_out_that_is_a_file_is_refused_before_the_work_starts(bundle, tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("kept")
-    monkeypatch.setattr(bench_module, "bench_bundle", lambda *a, **k: pytest.fail("the work started"))
+    monkeypatch.setattr(whole, "full_bench", lambda *a, **k: pytest.fail("the work started"))
     found = run(bundle, "--out", file)
     assert isinstance(found.exception, EdgesegError), found.output
     assert f"{file}: is a file" in str(found.exception)
@@ -179,7 +262,8 @@ def test_a_bench_interrupted_before_its_first_block_is_one_line(bundle, tmp_path
 def test_a_busy_machine_is_said_so(busy):
     machine = {"cpu": "a CPU", "cpus_affinity": 2, "cpu_quota": None}
     load = {"others_before": 0.01, "others_during": 0.6 if busy else None, "busy": busy}
-    result = bench_module.Bench([], 10.0, 5.0, 3, "student OpenVINO INT8", True, machine, load, {"threads": 1})
+    rows = bench_module.Bench([], 10.0, 5.0, 3, "student OpenVINO INT8", True, False, machine, load, {"threads": [1]})
+    result = whole.FullBench(rows)
     lines = remarks(result)
     assert any(line.startswith("BUSY") and "60 % during" in line for line in lines) is busy
     assert ("BUSY" in markdown(result)) is busy

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = ("cli", "report", "bundle", "distill", "teachers, students, losses, measure", "runtime", "readers, phantoms",
-          "container", "archive, manifest", "case, evidence, preprocess", "geometry, labels",
+          "container", "archive, manifest", "case, evidence, preprocess", "child, geometry, labels",
           "errors, files, onnx_file, torchvision_ops")
 """From the top. A part imports itself and what lies below it, never its neighbours."""
 NEIGHBOURS = {("readers", "phantoms"), ("phantoms", "readers")}
@@ -25,6 +25,8 @@ TORCH_FREE = [
     "edgeseg.phantoms.cine, edgeseg.phantoms.write",
     "edgeseg.runtime.segmenter",
     "edgeseg.measure.evaluate, edgeseg.measure.bench, edgeseg.measure.worker, edgeseg.measure.verify",
+    "edgeseg.measure.paced, edgeseg.measure.first_frame, edgeseg.measure.exam, edgeseg.measure.cross_check",
+    "edgeseg.runtime.throughput, edgeseg.distill.against, edgeseg.report.bench_text",
     "edgeseg.distill.recipe, edgeseg.distill.run",
     "edgeseg.teachers",
 ]

@@ -13,6 +13,7 @@ from disks import dataset, disks
 from edgeseg.bundle.export import export_bundle
 from edgeseg.bundle.recipe import CalibrationRecipe
 from edgeseg.container import Bundle, open_bundle
+from edgeseg.distill.against import against_rows
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.run import Run
 from edgeseg.distill.train import distill
@@ -82,9 +83,9 @@ def test_golden_frames_have_both_channels_and_are_segmented_by_every_file(bundle
         assert all(found.shape == item.frame.shape[1:] for found in item.labels.values())
 
 
-def test_every_row_of_the_bench_takes_two_channels(run, bundle):
-    result = bench_bundle(bundle.path, against=run.folder, threads=1, seconds=0.02)
-    rows = 5 + native_bf16()  # FP32 and INT8 of each runtime, bf16 where the CPU has it, the teacher
+def test_every_row_of_the_bench_takes_two_channels(run, bundle, tmp_path):
+    result = bench_bundle(bundle.path, against_rows(str(run.folder), bundle.path, 1, tmp_path), [1], 0.02)
+    rows = 6 + native_bf16()  # FP32 and INT8 of each runtime, bf16 where the CPU has it, PyTorch, the teacher
     assert [row.shape for row in result.rows] == [(1, 2, 32, 32)] * rows
     assert all(row.failed is None and row.network.n > 0 for row in result.rows)
 

@@ -44,3 +44,25 @@ def test_busy_time_grows_with_work():
     while time.monotonic() < end:
         sum(range(1000))
     assert environment.snapshot().busy - start.busy >= 0.1
+
+
+def power_zone(root, zone, name, counter):
+    (root / zone).mkdir()
+    (root / zone / "name").write_text(name + "\n")
+    if counter is not None:
+        (root / zone / "energy_uj").write_text(f"{counter}\n")
+
+
+def test_energy_is_that_of_all_packages_and_of_nothing_inside_or_around_them(tmp_path):
+    power_zone(tmp_path, "intel-rapl:0", "package-0", 1_000_000)
+    power_zone(tmp_path, "intel-rapl:1", "package-1", 2_000_000)
+    power_zone(tmp_path, "intel-rapl:0:0", "core", 10)
+    power_zone(tmp_path, "intel-rapl:2", "psys", 100)
+    assert environment.energy_uj(tmp_path) == 3_000_000
+
+
+def test_energy_that_cannot_be_read_is_unknown_not_zero(tmp_path):
+    assert environment.energy_uj(tmp_path / "absent") is None
+    power_zone(tmp_path, "intel-rapl:0", "package-0", 1_000_000)
+    power_zone(tmp_path, "intel-rapl:1", "package-1", None)
+    assert environment.energy_uj(tmp_path) is None

@@ -15,12 +15,14 @@ def test_a_percentile_with_too_few_calls_is_not_given(calls, known):
     given = [p for p in ("p50", "p90", "p99") if getattr(found, f"{p}_ms") is not None]
     assert given == known.split()
     assert (found.images_per_second is None) == (calls < 11)
+    assert (found.jitter_ms is None) == ("p99" not in known)
 
 
 def test_percentiles_and_rate_by_hand():
     found = summarise(np.random.default_rng(0).permutation(np.arange(1.0, 1002.0)))
     assert (found.p50_ms, found.p90_ms, found.p99_ms, found.max_ms, found.n) == (501, 901, 991, 1001, 1001)
     assert found.images_per_second == pytest.approx(1000 / 501)
+    assert found.jitter_ms == 991 - 501
 
 
 def test_the_bound_lies_above_the_true_percentile_99_times_in_100():
@@ -42,3 +44,4 @@ def test_no_call_at_all_gives_nothing():
     assert found.n == 0
     assert found.p50_ms is None
     assert found.max_ms is None
+    assert found.jitter_ms is None

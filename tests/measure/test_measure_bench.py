@@ -7,7 +7,7 @@ import tiny_bundle
 
 from edgeseg.errors import EdgesegError
 from edgeseg.measure import bench as bench_module
-from edgeseg.measure.bench import RowSpec, bench_bundle, teacher_network
+from edgeseg.measure.bench import RowSpec, bench_bundle
 from edgeseg.measure.document import one_line
 from edgeseg.measure.turns import Job
 from edgeseg.runtime.cpu import cpu_class, native_bf16
@@ -27,19 +27,19 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    return tiny_bundle.write_network(tmp_path_factory.mktemp("net") / "teacher.onnx", (1, 1, 192, 192))
+    path = tiny_bundle.write_network(tmp_path_factory.mktemp("net") / "teacher.onnx", (1, 1, 192, 192))
+    return RowSpec("teacher OpenVINO FP32", "teacher", Job("network", str(path), ""))
 
 
 @pytest.fixture(scope="module")
 def result(bundle, teacher):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_module, "BLOCK_SECONDS", 0.03)
-        return bench_bundle(bundle, teacher, threads=1, seconds=0.15,
-                            extra=[RowSpec("harness", "harness", Job("empty", "", ""))])
+        return bench_bundle(bundle, [teacher, RowSpec("harness", "harness", Job("empty", "", ""))], [1], 0.15)
 
 
 def test_every_runtime_and_precision_has_a_row_next_to_the_teacher(result):
-    assert [r.name for r in result.rows] == [*STUDENTS, "harness", "teacher OpenVINO FP32"]
+    assert [r.name for r in result.rows] == [*STUDENTS, "teacher OpenVINO FP32", "harness"]
     assert result.complete
     assert not any(r.torch for r in result.rows)
     assert result.frames == 3
@@ -85,13 +85,31 @@ def test_the_verdict_is_that_of_the_row_a_user_gets(result, bundle):
     assert result.target_met == row.target_met == (row.end_to_end.images_per_second >= 10.0)
 
 
+def test_several_thread_counts_are_rows_compared_within_each(bundle, teacher, monkeypatch):
+    monkeypatch.setattr(bench_module, "BLOCK_SECONDS", 0.01)
+    monkeypatch.setattr(bench_module.limits, "allowed_cpus", lambda: {0, 1})
+    result = bench_bundle(bundle, [teacher], [2, 1], 0.01)
+    assert {r.threads for r in result.rows} == {1, 2}
+    assert len(result.rows) == 2 * (len(STUDENTS) + 1)
+    row = result.row("student OpenVINO INT8, 1 thread")
+    assert set(row.speed_up) == {"student OpenVINO FP32, 1 thread", "teacher OpenVINO FP32, 1 thread"}
+    assert row.settings["INFERENCE_NUM_THREADS"] == "1"
+    assert result.default_row.endswith(", 2 threads")
+    assert result.default.threads == 2
+
+
+def test_memory_is_recorded_for_each_row(result):
+    for row in result.rows:
+        assert 0 < row.rss_mb <= row.peak_rss_mb
+
+
 def test_the_document_has_its_schema_and_no_path(result, bundle):
     document = json.loads(one_line(result.document()))
-    assert document["schema"] == "edgeseg.bench/1"
+    assert document["schema"] == "edgeseg.bench/2"
     assert set(document) >= {"complete", "device", "bundle", "threads", "seed", "against", "target_images_per_second",
                              "default_row", "target_met", "method", "load", "machine", "rows"}
     assert document["bundle"] == "tiny.edgeseg"
-    assert document["against"] == "teacher.onnx"
+    assert document["threads"] == [1]
     for row in document["rows"]:
         assert set(row["network"]) >= {"n", "p50_ms", "p90_ms", "p99_ms", "max_ms", "images_per_second"}
         assert row["failed"] is None
@@ -103,7 +121,7 @@ def test_the_document_has_its_schema_and_no_path(result, bundle):
 def test_a_bundle_without_int8_is_measured_in_fp32(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_module, "BLOCK_SECONDS", 0.01)
     path = tiny_bundle.make_bundle(tmp_path / "plain.edgeseg", precisions=("fp32",))
-    result = bench_bundle(path, threads=1, seconds=0.01)
+    result = bench_bundle(path, threads=[1], seconds=0.01)
     assert [r.name for r in result.rows] == ["student OpenVINO FP32", *BF16, "student ONNX Runtime FP32"]
     assert result.default_row == "student OpenVINO FP32"  # nothing else is admitted
     assert result.about["against"] is None
@@ -114,8 +132,8 @@ def test_a_bundle_without_int8_is_measured_in_fp32(tmp_path, monkeypatch):
     ({"target": 0}, "must be above 0"),
     ({"seconds": float("nan")}, "must be above 0"),
     ({"seconds": float("inf")}, "must be above 0 and finite"),
-    ({"threads": 0}, "at least 1"),
-    ({"threads": 100_000}, "--threads 100000: this process may use"),
+    ({"threads": [0]}, "at least 1"),
+    ({"threads": [1, 100_000]}, "--threads 100000: this process may use"),
 ])
 def test_impossible_numbers_are_refused(bundle, options, message):
     with pytest.raises(EdgesegError, match=message):
@@ -136,19 +154,9 @@ def test_a_changed_bundle_is_refused_before_anything_runs(bundle, tmp_path):
         bench_bundle(copy)
 
 
-def test_the_teacher_is_a_run_with_its_network_or_a_file(tmp_path, teacher):
-    assert teacher_network(teacher) == teacher
-    with pytest.raises(EdgesegError, match=r"has no teacher\.onnx"):
-        teacher_network(tmp_path)
-    with pytest.raises(EdgesegError, match="no such network"):
-        teacher_network(tmp_path / "absent.onnx")
-    shutil.copy(teacher, tmp_path / "teacher.onnx")
-    assert teacher_network(tmp_path) == tmp_path / "teacher.onnx"
-
-
 def test_a_damaged_teacher_is_one_line(bundle, tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no network")
     with pytest.raises(EdgesegError, match=r"broken\.onnx") as caught:
-        bench_bundle(bundle, broken, seconds=0.01)
+        bench_bundle(bundle, [RowSpec("teacher", "teacher", Job("network", str(broken), ""))], seconds=0.01)
     assert "\n" not in str(caught.value)

@@ -1,12 +1,14 @@
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_bundle
 
 from edgeseg.errors import EdgesegError
-from edgeseg.measure.turns import Job, Worker, WorkerError, take_turns, write_frames
+from edgeseg.measure import environment
+from edgeseg.measure.turns import Job, Worker, WorkerError, started, take_turns, write_frames
 
 BLOCK = 0.02
 
@@ -71,6 +73,27 @@ def test_only_one_process_runs_at_a_time_and_everybody_has_one_turn_a_round(fram
 def test_resizing_in_a_worker_has_the_threads_of_its_row_and_no_more(frames, network, threads):
     with Worker(Job("network", network, frames, "onnxruntime", threads=threads)) as worker:
         assert worker.ready["runtime"]["OPENCV_NUM_THREADS"] == str(threads)
+
+
+def test_a_block_knows_the_resident_set_and_the_energy_where_the_system_tells(frames, monkeypatch):
+    counters = iter([1_000_000, 3_500_000, 9_000_000, 0])  # the second block: the counter has started anew
+    monkeypatch.setattr(environment, "energy_uj", lambda: next(counters))
+    with Worker(Job("empty", "", frames)) as worker:
+        first, second = take_turns({"row": worker}, rounds=2, seconds=0.001).blocks
+        status = Path(f"/proc/{worker.process.pid}/status")
+        if not status.exists():
+            pytest.skip("this system has no /proc")
+        now = int(status.read_text().split("VmRSS:")[1].split()[0]) / 1024
+    assert (first.energy_j, second.energy_j) == (2.5, None)
+    assert first.rss_mb <= first.peak_rss_mb
+    assert second.rss_mb == pytest.approx(now, rel=0.2)
+
+
+def test_a_job_that_does_not_start_is_one_line_that_names_its_file(frames, tmp_path):
+    absent = tmp_path / "absent.onnx"
+    with pytest.raises(EdgesegError, match=r"absent\.onnx: openvino fp32 does not start") as caught:
+        started(Job("network", str(absent), frames))
+    assert "\n" not in str(caught.value)
 
 
 def test_discarded_calls_are_not_counted(frames):

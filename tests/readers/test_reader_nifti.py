@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgeseg.errors import EdgesegError
-from edgeseg.readers import open_data
+from edgeseg.readers import nifti, open_data
 from edgeseg.readers.nifti import read_channels, read_volume, write_labels, write_volume
 
 
@@ -229,3 +229,29 @@ def test_real_numbers_survive_int16_up_to_rounding(tmp_path):
     found = read_volume(tmp_path / "a.nii.gz").pixels
     assert nib.load(tmp_path / "a.nii.gz").get_data_dtype() == np.int16
     assert np.abs(found - image).max() <= np.ptp(image) / 60000
+
+
+def test_every_time_point_is_read_in_one_pass(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    files = tuple(tmp_path / f"clip_{c:04d}.nii.gz" for c in range(2))
+    for file in files:
+        nifti.write_volume(file, rng.integers(0, 900, (5, 3, 9, 8)), (1.5, 1.2), 8.0)
+    expected = [nifti.read_case(files, id="x", patient="x", frame=t) for t in range(5)]
+    opened, open_gzip = [], gzip.GzipFile.__init__
+    monkeypatch.setattr(gzip.GzipFile, "__init__", lambda self, *a, **k: opened.append(1) or open_gzip(self, *a, **k))
+    found = list(nifti.read_times(files, id="x", patient="x"))
+    in_one_pass = len(opened)
+    for t in range(5):
+        nifti.read_case(files, id="x", patient="x", frame=t)
+    assert in_one_pass < (len(opened) - in_one_pass) / 2  # headers are opened too
+    assert len(found) == 5
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.frames, other.frames)
+        assert one.frames.shape == (3, 2, 9, 8)
+        assert one.provenance["shape"] == other.provenance["shape"]
+
+
+def test_the_time_points_of_a_3d_image_are_one(tmp_path):
+    nifti.write_volume(tmp_path / "a.nii", np.arange(60).reshape(3, 5, 4), (1.5, 1.2), 8.0)
+    (found,) = nifti.read_times((tmp_path / "a.nii",), id="x", patient="x")
+    np.testing.assert_array_equal(found.frames[:, 0], np.arange(60).reshape(3, 5, 4))

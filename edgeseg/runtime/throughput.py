@@ -1,0 +1,150 @@
+"""Throughput: the Segmenter for archives, where what counts is the last image and not the next one.
+
+Several inference streams share the CPUs, each with few threads: a small network keeps one core busy and not many. While
+they work, the calling thread prepares the next frames and turns finished logits into labels. A frame goes through the
+same NumPy code and the same network as in `Segmenter.segment_volume`, so its labels are the same.
+"""
+
+import math
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgeseg import geometry
+from edgeseg.container import Bundle
+from edgeseg.errors import EdgesegError
+from edgeseg.preprocess import to_native
+from edgeseg.runtime.backends import Backend
+from edgeseg.runtime.openvino_backend import compiled
+from edgeseg.runtime.segmenter import Segmentation, Segmenter
+from edgeseg.runtime.threads import allowed_cpus, checked_threads, cpu_quota
+
+REQUESTS_PER_STREAM = 2
+"""One that computes and one that waits: a stream then never idles while logits are copied out of its request."""
+VOLUMES = 2
+"""Volumes of `segment_volumes` under way at once: one fills the streams while the other drains them."""
+PATIENCE = 60.0
+"""Seconds without an answer after which a request has failed; OpenVINO's queue does not call back about those."""
+
+
+class Throughput(Segmenter):
+    """A Segmenter on OpenVINO whose volumes run in several streams. `segment_volume` may be called by several threads.
+
+    Args:
+        streams: networks that run at the same time. "auto": as many as threads, one thread each.
+        threads: of all streams together; default: the physical cores that affinity and the container's quota leave.
+
+    Raises:
+        EdgesegError: as for Segmenter; fewer than one stream, or more than CPUs or threads.
+    """
+
+    def __init__(self, bundle: Bundle | Path | str, precision: str = "auto", streams: int | Literal["auto"] = "auto",
+                 threads: int | None = None) -> None:
+        self.streams, count = checked_streams(streams, threads)
+        super().__init__(bundle, "openvino", precision, count)
+
+    def _load(self, path: Path) -> Backend:
+        self._queue = Queue(path, self.precision, self.streams, self.threads)
+        return self._queue
+
+    def net(self, x: np.ndarray) -> np.ndarray:
+        """Normalised float32 [n, C, gh, gw] -> logits float32 [n, K, gh, gw], the n in all streams."""
+        waiting = [self._queue.start(x[i : i + 1]) for i in range(len(x))]
+        return np.concatenate([answer(w) for w in waiting])
+
+    def classes(self, frames: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
+        """Class indices uint8 [N, H, W], without checks: one frame is prepared or finished while others compute."""
+        stack = np.ascontiguousarray(frames if frames.ndim == 4 else frames[:, None], np.float32)
+        native, pre = (stack.shape[-2], stack.shape[-1]), self.preprocessing
+        shape = geometry.canvas_shape(native, spacing, pre.spacing)
+        normal = pre.normalise(stack)  # by the statistics of the whole volume
+        under_way: deque[tuple[np.ndarray, deque[Future[np.ndarray]]]] = deque()
+        labels: list[np.ndarray] = []
+
+        def finish() -> None:
+            canvas, tiles = under_way.popleft()
+            logits = pre.canvas_logits(canvas, lambda window: answer(tiles.popleft()))  # asks for them in this order
+            labels.append(to_native(logits, native))
+
+        for i in range(len(normal)):
+            canvas = geometry.resize_linear(normal[i : i + 1], shape)
+            windows = (geometry.take_window(canvas, start, pre.size) for start in pre.starts(shape))
+            under_way.append((canvas, deque(self._queue.start(w) for w in windows)))
+            if len(under_way) > REQUESTS_PER_STREAM * self.streams:
+                finish()
+        while under_way:
+            finish()
+        return np.concatenate(labels)
+
+    def segment_volumes(self, volumes: Iterable[tuple[np.ndarray, tuple[float, float]]]) -> Iterator[Segmentation]:
+        """`segment_volume` of each (frames, spacing), in order, a few ahead: the next volume is read from `volumes`
+        while this one computes, and at most VOLUMES + 1 of them are in memory."""
+        with ThreadPoolExecutor(VOLUMES) as pool:
+            under_way: deque[Future[Segmentation]] = deque()
+            for frames, spacing in volumes:
+                under_way.append(pool.submit(self.segment_volume, frames, spacing))
+                if len(under_way) > VOLUMES:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+
+
+class Queue:
+    """A compiled network with requests for several streams; also a `backends.Backend`."""
+
+    def __init__(self, path: Path, precision: str, streams: int, threads: int) -> None:
+        import openvino as ov
+
+        self.compiled, self.shape, self.dtype = compiled(path, precision, "THROUGHPUT", streams, threads)
+        self._requests = ov.AsyncInferQueue(self.compiled, REQUESTS_PER_STREAM * streams)
+        self._requests.set_callback(deliver)
+        self._starting = threading.Lock()  # the queue finds an idle request and fills it in two steps
+
+    def start(self, x: np.ndarray) -> "Future[np.ndarray]":
+        """The logits [1, K, gh, gw] of `x` [1, C, gh, gw] some time later; waits until there is a request for it."""
+        if x.dtype != self.dtype:
+            raise TypeError(f"expected {self.dtype} pixels, got {x.dtype}")
+        found: Future[np.ndarray] = Future()
+        with self._starting:
+            self._requests.start_async({0: x}, found)
+        return found
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return answer(self.start(x))
+
+
+def deliver(request: Any, found: "Future[np.ndarray]") -> None:
+    found.set_result(np.array(request.get_output_tensor(0).data))  # a copy: the request reuses its buffer
+
+
+def answer(found: "Future[np.ndarray]") -> np.ndarray:
+    try:
+        return found.result(PATIENCE)
+    except TimeoutError:
+        raise EdgesegError(f"OpenVINO gave no answer for {PATIENCE:g} s") from None
+
+
+def checked_streams(streams: int | Literal["auto"], threads: int | None) -> tuple[int, int]:
+    """Number of streams, and of threads for all of them.
+
+    Raises:
+        EdgesegError: fewer than one, or more streams than CPUs (affinity and quota) or than threads.
+    """
+    if streams == "auto":
+        count = checked_threads(threads)
+        return count, count
+    quota = cpu_quota()
+    most = min(len(allowed_cpus()), math.ceil(quota) if quota is not None else sys.maxsize)
+    if not isinstance(streams, int) or streams < 1:
+        raise EdgesegError(f"the number of streams must be auto or at least 1, not {streams}")
+    if streams > most:
+        raise EdgesegError(f"{streams} streams: this process may use {most} CPUs (affinity and quota); ask for fewer")
+    if threads is not None and streams > checked_threads(threads):
+        raise EdgesegError(f"{streams} streams share {threads} thread(s): ask for fewer streams or more threads")
+    return streams, max(checked_threads(threads), streams)
