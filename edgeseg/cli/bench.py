@@ -42,14 +42,15 @@ def bench(
     # A polite kill ends the run as Ctrl-C does: with what was measured so far.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        from edgeseg.cli.options import stream_count, whole_numbers
         from edgeseg.cli.progress import Progress
         from edgeseg.container import latest_bundle
         from edgeseg.measure.document import check_out, one_line
         from edgeseg.report.bench import Wanted, full_bench
 
         check_out(out)
-        wanted = Wanted(tuple(against or ()), numbers(threads, "--threads"), seconds, target, seed, rate, rate_seconds,
-                        stress, quota, stream_count(streams), starts, ceilings, cross_check)
+        wanted = Wanted(tuple(against or ()), whole_numbers(threads, "--threads"), seconds, target, seed, rate,
+                        rate_seconds, stress, quota, stream_count(streams), starts, ceilings, cross_check)
         with Progress("starting") as progress:
             result = full_bench(bundle or latest_bundle(), wanted, progress)
     except KeyboardInterrupt:
@@ -65,23 +66,6 @@ def bench(
         raise typer.Exit(Interrupted.exit_code)
     if strict and not result.rows.target_met:
         raise GateFailed(f"{result.rows.default_row} does not reach {target:g} images per second")
-
-
-def numbers(text: str, option: str) -> tuple[int, ...]:
-    """`1,2` as (1, 2)."""
-    try:
-        return tuple(int(word) for word in text.split(",")) if text else ()
-    except ValueError:
-        raise EdgesegError(f"{option} {text}: write whole numbers, as 1,2") from None
-
-
-def stream_count(text: str | None) -> int | None:
-    """None: not asked for; 0: auto."""
-    if text is None or text == "auto":
-        return None if text is None else 0
-    if (count := numbers(text, "--streams")) and len(count) == 1 and count[0] > 0:
-        return count[0]
-    raise EdgesegError(f"--streams {text}: write auto or a number above 0")
 
 
 def show(result: "FullBench") -> None:

@@ -18,17 +18,25 @@ def predict(
     backend: Annotated[str, Opt(help="openvino or onnxruntime")] = "openvino",
     precision: Annotated[str, Opt(help="auto, int8 or fp32")] = "auto",
     threads: Annotated[int | None, Opt(help="default: physical cores, at most the container's quota")] = None,
+    streams: Annotated[str | None, Opt(
+        help="for archives: so many networks at once, auto or a number (OpenVINO only)")] = None,
     overlay: Annotated[bool, Opt("--overlay", help="also write CASE.png, the labels drawn over the slices")] = False,
     as_json: Annotated[bool, Opt("--json", help="print the results as one JSON line at the end")] = False,
 ) -> None:
     """Segment NIfTI images as nnUNetv2_predict does: masks of the same geometry and name, 4D cine included."""
+    from edgeseg.cli.options import stream_count
     from edgeseg.container import latest_bundle
     from edgeseg.errors import EdgesegError
     from edgeseg.measure.document import one_line
     from edgeseg.runtime.predict import predict as run_predict
     from edgeseg.runtime.segmenter import Segmenter
+    from edgeseg.runtime.throughput import Throughput
 
-    segmenter = Segmenter(bundle or latest_bundle(), backend, precision, threads)
+    count, path = stream_count(streams), bundle or latest_bundle()
+    if count is not None and backend != "openvino":
+        raise EdgesegError(f"--streams {streams}: only OpenVINO has streams: leave out --backend {backend}")
+    segmenter = Segmenter(path, backend, precision, threads) if count is None else Throughput(
+        path, precision, count or "auto", threads)
     typer.echo(f"predict  {segmenter.bundle.path.name}: {segmenter.backend} {segmenter.precision}, "
                f"{segmenter.threads} thread(s)", err=as_json)
     done = 0

@@ -188,6 +188,9 @@ def test_wrong_calls_are_one_line_and_write_nothing(bundle, tmp_path, monkeypatc
         (["-i", image, "-i", other, "-o", "one.nii.gz"], "one.nii.gz: is one file but there are 2 cases"),
         (["-i", image, "-o", "out", "--precision", "int4"], "auto, fp32, bf16, int8"),
         (["-i", image, "-o", "out", "--threads", "0"], "at least 1"),
+        (["-i", image, "-o", "out", "--streams", "0"], "--streams 0: write auto or a number"),
+        (["-i", image, "-o", "out", "--streams", "2", "--threads", "1"], "2 streams share 1 thread"),
+        (["-i", image, "-o", "out", "--streams", "1", "--backend", "onnxruntime"], "only OpenVINO has streams"),
     ):
         monkeypatch.setattr("sys.argv", ["edgeseg", "predict", str(bundle), *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
@@ -200,6 +203,17 @@ def test_wrong_calls_are_one_line_and_write_nothing(bundle, tmp_path, monkeypatc
         main()
     assert "edgeseg export" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_streams_give_the_same_masks(bundle, tmp_path):
+    volume = np.stack([stack(1, 2), stack(3, 4), stack(5, 6)])
+    write_image(tmp_path / "in" / "cine.nii.gz", volume)
+    for out, options in (("one", []), ("streams", ["--streams", "auto"])):
+        done = run(bundle, "-i", tmp_path / "in", "-o", tmp_path / out, *options)
+        assert done.exit_code == 0, done.output
+    one, streams = (np.asarray(nib.load(tmp_path / out / "cine.nii.gz").dataobj) for out in ("one", "streams"))
+    np.testing.assert_array_equal(one, streams)
+    assert one.any()
 
 
 def test_an_image_with_too_many_channels_is_refused_by_name(bundle, tmp_path):
