@@ -12,7 +12,6 @@ import math
 import sys
 import tempfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,12 @@ from common import HERE, Target, markdown_table, provenance
 
 from edgeseg.container import Bundle, open_bundle
 from edgeseg.errors import EdgesegError
-from edgeseg.measure.bench import BLOCK_SECONDS, Bench, RowSpec, allowed_threads, bench_bundle, measure, stored_frames
+from edgeseg.measure.bench import BLOCK_SECONDS, Bench, allowed_threads, bench_bundle, measure, stored_frames
 from edgeseg.measure.cross_check import TOLERANCE, CrossCheck, cross_check
 from edgeseg.measure.document import check_out, write_json, write_text
+from edgeseg.measure.environment import Watch, is_busy
 from edgeseg.measure.paced import Paced, measure_paced
+from edgeseg.measure.rows import RowSpec
 from edgeseg.measure.turns import Job
 from edgeseg.report.bench import FullBench, Wanted, extra_rows, full_bench
 from edgeseg.report.bench_parts import paced as paced_line
@@ -139,13 +140,17 @@ def main() -> int:
         say("the rows once more")
         extra = extra_rows(wanted.against, bundle, most, Path(scratch))
         again = bench_bundle(given.bundle, extra, counts, given.seconds, seed=given.seed + 1)
-        paced = streams(bundle, most, given.paced_seconds, frames)
-    checked = (partial(checks, repeats=1, seconds=0.5) if given.quick else partial(checks, repeats=5, seconds=2.0))(
-        bundle, (most,) if given.quick else counts)
+        with Watch() as watch:
+            paced = streams(bundle, most, given.paced_seconds, frames)
+    others = {"paced streams": watch.others}
+    with Watch() as watch:
+        checked = checks(bundle, (most,), 1, 0.5) if given.quick else checks(bundle, counts, 5, 2.0)
+    others["benchmark_app"] = watch.others
     apart = disagreement(result.rows, again)
     rows = targets(overhead, apart, paced, checked)
-    document = {"schema": "edgeseg.bench-numbers/1", **provenance(), "busy": result.rows.load["busy"] or
-                again.load["busy"], "targets": [t.document() for t in rows], "bench": result.document(),
+    busy = result.busy or again.load["busy"] or is_busy(*others.values())
+    document = {"schema": "edgeseg.bench-numbers/1", **provenance(), "busy": busy, "others": others,
+                "targets": [t.document() for t in rows], "bench": result.document(),
                 "again": again.document(), "paced": paced, "benchmark_app": checked}
     write_json(given.out / "bench.json", document)
     write_text(given.out / "bench.md", page(result, document, rows, apart, paced, checked))

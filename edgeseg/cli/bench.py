@@ -1,11 +1,11 @@
 """edgeseg bench: how fast a bundle is on this CPU, next to its teacher, and whether that is fast enough."""
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeseg.cli.signals import first_one_ends
 from edgeseg.errors import EdgesegError, GateFailed, Interrupted
 
 if TYPE_CHECKING:
@@ -32,40 +32,48 @@ def bench(
     starts: Annotated[int, Opt(help="warm starts of each row for the time to its first mask, 0 for none")] = 3,
     ceilings: Annotated[bool, Opt(help="what this CPU could do at best, and the five costliest layers")] = True,
     cross_check: Annotated[bool, Opt("--cross-check", help="the same network in openvino's benchmark_app")] = False,
-    seed: Annotated[int, Opt(help="of the order of turns and of the bootstrap")] = 0,
+    seed: Annotated[int, Opt(help="of the order in which rows take turns")] = 0,
     out: Annotated[Path | None, Opt(help="folder for bench.json, bench.md and pictures")] = None,
     json: Annotated[bool, Opt("--json", help="the last line of stdout is one JSON document")] = False,
 ) -> None:
     """Measure latency in every runtime and precision, in turns, each row in its own process, on phantom frames."""
     if device != "cpu":
         raise EdgesegError(f"--device {device}: there is no such device here, edgeseg measures on cpu")
-    # A polite kill ends the run as Ctrl-C does: with what was measured so far.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        from edgeseg.cli.options import stream_count, whole_numbers
-        from edgeseg.cli.progress import Progress
-        from edgeseg.container import latest_bundle
-        from edgeseg.measure.document import check_out, one_line
-        from edgeseg.report.bench import Wanted, full_bench
+    with first_one_ends():
+        try:
+            from edgeseg.cli.options import stream_count, whole_numbers
+            from edgeseg.cli.progress import Progress
+            from edgeseg.container import latest_bundle
+            from edgeseg.measure.document import check_out, one_line
+            from edgeseg.report.bench import Wanted, full_bench
 
-        check_out(out)
-        wanted = Wanted(tuple(against or ()), whole_numbers(threads, "--threads"), seconds, target, seed, rate,
-                        rate_seconds, stress, quota, stream_count(streams), starts, ceilings, cross_check)
-        with Progress("starting") as progress:
-            result = full_bench(bundle or latest_bundle(), wanted, progress)
-    except KeyboardInterrupt:
-        raise Interrupted("bench: interrupted before the first measurement: nothing was written") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    show(result)
-    if out:
-        typer.echo("wrote    " + ", ".join(str(p) for p in write(result, out)))
-    if json:
-        typer.echo(one_line(result.document()))
-    if not result.complete:
+            check_out(out)
+            wanted = Wanted(tuple(against or ()), whole_numbers(threads, "--threads"), seconds, target, seed, rate,
+                            rate_seconds, stress, quota, stream_count(streams), starts, ceilings, cross_check)
+            with Progress("starting") as progress:
+                result = full_bench(bundle or latest_bundle(), wanted, progress)
+        except KeyboardInterrupt:
+            raise Interrupted("bench: interrupted before the first measurement: nothing was written") from None
+        show(result)
+        if out:
+            typer.echo("wrote    " + ", ".join(str(p) for p in write(result, out)))
+        if json:
+            typer.echo(one_line(result.document()))
+    end(result, strict)
+
+
+def end(result: "FullBench", strict: bool) -> None:
+    """The exit code: 130 interrupted, 3 a strict target missed, 2 something failed or could not be judged."""
+    rows = result.rows
+    if result.interrupted:
         raise typer.Exit(Interrupted.exit_code)
-    if strict and not result.rows.target_met:
-        raise GateFailed(f"{result.rows.default_row} does not reach {target:g} images per second")
+    if strict and rows.target_met is False:
+        raise GateFailed(f"{rows.default_row} does not reach {rows.target:g} images per second")
+    if result.failures:
+        raise EdgesegError(f"not everything was measured: {result.failures[0]}")
+    if strict and rows.target_met is None:
+        raise EdgesegError(f"{rows.default_row}: too few calls to say whether it reaches {rows.target:g} images per "
+                           "second: raise --seconds")
 
 
 def show(result: "FullBench") -> None:
@@ -73,14 +81,16 @@ def show(result: "FullBench") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from edgeseg.report.bench_text import HEADER, remarks, table_rows
+    from edgeseg.report.bench_text import TABLES, remarks
 
-    console, table = Console(), Table(box=None, padding=(0, 2, 0, 0))  # 80 columns hold it
-    for name in HEADER:
-        table.add_column(name, justify="left" if name in ("row", "part") else "right", no_wrap=True)
-    for line in table_rows(result.rows):
-        table.add_row(*map(escape, line))
-    console.print(table)
+    console = Console()
+    for header, lines in TABLES.items():
+        table = Table(box=None, padding=(0, 2, 0, 0))  # 80 columns hold it
+        for name in header:
+            table.add_column(name, justify="left" if name in ("row", "part") else "right", no_wrap=True)
+        for line in lines(result.rows):
+            table.add_row(*map(escape, line))
+        console.print(table)
     for remark in remarks(result):
         console.print(remark, markup=False, highlight=False, soft_wrap=True)
 

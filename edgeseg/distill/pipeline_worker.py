@@ -1,7 +1,7 @@
-"""nnU-Net's full pipeline on the bench's frames, initialised once: `python -m edgeseg.distill.pipeline_worker`.
+"""From NIfTI files to mask files, loaded once: `python -m edgeseg.distill.pipeline_worker` (as measure/worker).
 
-From NIfTI files to mask files with nnU-Net's own predictor: reading, cropping, normalising, resampling, sliding window,
-resampling back and writing, in one process and with nnU-Net's own settings.
+nnU-Net's own predictor (reading, cropping, normalising, resampling, sliding window, resampling back and writing, in one
+process and with nnU-Net's own settings), or the student's `predict` on the same files.
 
 A checkpoint is a pickle, and nnU-Net unpickles whatever it is given. Here it is given a copy that holds nothing but the
 weights, read without running anything (`teachers.export.safe_copy`); its command is then run on the same copy.
@@ -10,29 +10,54 @@ weights, read without running anything (`teachers.export.safe_copy`); its comman
 import json
 import os
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from edgeseg.errors import EdgesegError
-from edgeseg.measure.worker import load_frames, main
+from edgeseg.measure.exam import checked
+from edgeseg.measure.worker import Subject, load_frames, main, settings_of
 from edgeseg.readers.nifti import ENDINGS, write_volume
+from edgeseg.runtime.predict import predict
+from edgeseg.runtime.segmenter import Segmenter
 
 SLICE_SPACING = 8.0
 """mm between the slices of a case. A 2d model does not use it; golden frames do not know theirs."""
-MIRRORED, PLAIN = "mirrored", "not mirrored"
+MIRRORED, PLAIN, STUDENT = "mirrored", "not mirrored", "student"
+"""The modes, and the folders that their masks go to."""
 IMAGES, MODEL = "images", "model"
 """Folders beside the job's frames: the cases, and the copy of the model."""
 
 
-class Pipeline:
-    """A subject (`measure.worker.Subject`) with two modes, each one whole exam: with and without mirroring.
+class Student:
+    """A subject (`measure.worker.Subject`) with one mode: all cases with the bundle's `predict`.
+
+    The job's path is a bundle, its frames the folder of images that `NnUNet` wrote; the masks go beside that.
+    """
+
+    count = 1
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        cv2.setNumThreads(job["threads"])  # resampling is part of it: its pool has one thread a CPU by default
+        images = Path(job["frames"])
+        segmenter = Segmenter(job["path"], threads=job["threads"])
+        self.shape: tuple[int, ...] = (1, len(segmenter.preprocessing.channels), *segmenter.preprocessing.size)
+        self.runtime: dict[str, Any] = {"BACKEND": segmenter.backend, "PRECISION": segmenter.precision,
+                                        **settings_of(segmenter._network)}
+        self.calls: dict[str, Callable[[int], None]] = {
+            STUDENT: lambda _: checked(predict(segmenter, [images], images.with_name(STUDENT)))}
+
+
+class NnUNet:
+    """A subject with two modes, each all cases: with and without mirroring.
 
     The job's path is an nnU-Net model folder. What is written goes beside the job's frames.
 
     Attributes:
-        runtime: folds, cases, images, tiles (of all images together) and mirrorings (passes for each tile).
+        runtime: versions, folds, cases, images, tiles (of all images together) and mirrorings (passes for each tile).
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -58,8 +83,9 @@ class Pipeline:
         self.count, self.calls = 1, {MIRRORED: self.exam(root, True), PLAIN: self.exam(root, False)}
         self.shape: tuple[int, ...] = (1, len(about["channel_names"]), *self.predictor.configuration_manager.patch_size)
         self.runtime: dict[str, Any] = {
-            "TORCH": torch.__version__, "TORCH_NUM_THREADS": threads, "folds": folds, "cases": len(cases),
-            "images": len(frames), "tiles": sum(self.tiles(files) for files in cases),
+            "TORCH": torch.__version__, "NNUNETV2": version("nnunetv2"), "TORCH_NUM_THREADS": threads,
+            "folds": folds, "cases": len(cases), "images": len(frames),
+            "tiles": sum(self.tiles(files) for files in cases),
             "mirrorings": 2 ** len(self.predictor.allowed_mirroring_axes or ())}
 
     def exam(self, root: Path, mirrored: bool) -> Callable[[int], None]:
@@ -114,5 +140,9 @@ def write_cases(frames: list[np.ndarray], spacings: list[tuple[float, float]], e
     return cases
 
 
+def subject(job: dict[str, Any]) -> Subject:
+    return Student(job) if job["kind"] == STUDENT else NnUNet(job)
+
+
 if __name__ == "__main__":
-    main(Pipeline)
+    main(subject)

@@ -9,10 +9,13 @@ whose input is already in place and whose output nobody takes; our call also han
 
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ import numpy as np
 from edgeseg import child
 from edgeseg.container import Bundle
 from edgeseg.errors import EdgesegError
-from edgeseg.measure.ceilings import TIMEOUT, golden_input
+from edgeseg.measure.ceilings import TIMEOUT, golden_input, without_folders
 from edgeseg.measure.statistics import Interval, bootstrap_interval
 from edgeseg.measure.turns import DISCARD, LOAD_TIMEOUT, Job, Worker, WorkerError, write_frames
 from edgeseg.runtime.backends import model_file
@@ -55,6 +58,15 @@ class CrossCheck:
     why_not: str
 
 
+def check_available() -> None:
+    """Raise EdgesegError where benchmark_app is not installed. Looks for its file and imports nothing."""
+    found = find_spec("openvino")
+    for part in ("tools", "benchmark", "main"):
+        found = PathFinder.find_spec(part, found.submodule_search_locations or []) if found else None
+    if found is None:
+        raise EdgesegError(MISSING)
+
+
 def cross_check(bundle: Bundle, precision: str, threads: int, repeats: int = 5, seconds: float = 2.0) -> CrossCheck:
     """Measure the bundle's OpenVINO network of one precision with both, taking turns.
 
@@ -64,6 +76,7 @@ def cross_check(bundle: Bundle, precision: str, threads: int, repeats: int = 5, 
     Raises:
         EdgesegError: bad numbers, no such network, no golden frame, benchmark_app missing or failing.
     """
+    check_available()
     threads = checked_threads(threads)
     if repeats < 1 or not 0 < seconds < math.inf:
         raise EdgesegError(f"cross-check: {repeats} repeats of {seconds:g} s: both must be above 0 and finite")
@@ -97,7 +110,8 @@ def cross_check(bundle: Bundle, precision: str, threads: int, repeats: int = 5, 
                     for run in (run_ours, run_theirs) if number % 2 == 0 else (run_theirs, run_ours):
                         run()
         except WorkerError as error:
-            raise EdgesegError(f"{network}: cannot be cross-checked: {error}") from None
+            reason = without_folders(str(error), [job.path, job.frames])
+            raise EdgesegError(f"{bundle.path}: {network.name} cannot be cross-checked: {reason}") from None
     ratio = bootstrap_interval(np.divide(ours, np.maximum(theirs, STEP_MS / 2)), np.median)
     agrees = abs(ratio.value - 1) <= TOLERANCE
     return CrossCheck(precision, threads, tuple(ours), tuple(theirs), ratio, settings,
@@ -124,7 +138,8 @@ def benchmark_app(command: Sequence[str], folder: Path) -> tuple[float, dict[str
         report = json.loads((folder / "benchmark_report.json").read_text())
         median = float(report["execution_results"]["latency (ms)"])
     except (OSError, ValueError, KeyError) as error:
-        raise EdgesegError(f"benchmark_app did not measure: {error}") from None
+        said = without_folders(str(error), filter(os.path.isabs, [*command, str(folder / "benchmark_report.json")]))
+        raise EdgesegError(f"benchmark_app did not measure: {said}") from None
     words = [line.removeprefix("[ INFO ]").strip().partition(": ") for line in done.stdout.splitlines()]
     return median, {name: plain_value(value) for name, _, value in words if name.isupper() and " " not in name}
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -13,10 +14,16 @@ from edgeseg.runtime import threads
 from edgeseg.runtime.cpu import cpu_class, cpu_info
 
 PACKAGES = ("edgeseg", "numpy", "openvino", "onnxruntime", "opencv-python-headless", "scipy")
+"""What the runtime needs."""
+TRAINING = ("torch", "nnunetv2")
+"""What rows beside the bundle's run with; only asked for their versions, never imported."""
 BUSY_SHARE = 0.10
 """A machine is called busy when others use more than this share of the CPUs that this process may use."""
 PROC = Path("/proc")
 POWER = Path("/sys/class/powercap")
+MEMORY_FILES = (("memory.max", "memory.current", "inactive_file"),
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
+"""Of a cgroup, v2 and v1: its limit, what it uses, and how much of this is page cache that goes first (memory.stat)."""
 
 
 def describe() -> dict[str, Any]:
@@ -34,9 +41,9 @@ def describe() -> dict[str, Any]:
         "frequency_khz": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"),
         "numa_nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or None,
         "memory_gb": memory_gb(),
-        "os": f"{platform.system()} {platform.release()}",
+        "os": system_name(platform.system(), platform.release()),
         "python": platform.python_version(),
-        "versions": {name: installed(name) for name in PACKAGES},
+        "versions": {name: installed(name) for name in PACKAGES + TRAINING},
         "torch_in_process": "torch" in sys.modules,
     }
 
@@ -46,11 +53,49 @@ def cpu_name() -> str:
     return cpu_info().get("model name") or platform.processor() or platform.machine()
 
 
+def system_name(system: str, release: str) -> str:
+    """Name and major.minor of a kernel: what follows ("6.8.0-45-acme") may name whoever built it."""
+    number = re.match(r"\d+(\.\d+)?", release)
+    return f"{system} {number[0]}" if number else system
+
+
 def memory_gb() -> float | None:
+    memory = physical_memory()
+    return None if memory is None else round(memory / 2**30, 1)
+
+
+def physical_memory() -> int | None:
+    """Bytes of memory of this machine."""
     try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def available_memory(process: Path = threads.CGROUP_OF_PROCESS, root: Path = threads.CGROUPS,
+                     meminfo: Path = PROC / "meminfo") -> int | None:
+    """Bytes that this process can still take: what the machine has available (all of it where it does not say) and what
+    its cgroup (v1 or v2) and those above it have left, whichever is least. None where nothing is known."""
+    free = re.search(r"^MemAvailable:\s*(\d+) kB", read(meminfo) or "", re.MULTILINE)
+    known = [int(free[1]) * 1024 if free else physical_memory()]
+    for line in (read(process) or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        mounts = ([root] if not controllers
+                  else [root / controllers, root / "memory"] if "memory" in controllers.split(",") else [])
+        for mount in mounts:  # inside a container the path may be the host's: the mount itself then is its own group
+            group = mount / path.lstrip("/")
+            known += [memory_left(folder) for folder in (group, *group.parents) if folder.is_relative_to(mount)]
+    return min((k for k in known if k is not None), default=None)
+
+
+def memory_left(group: Path) -> int | None:
+    """Bytes below the limit of one cgroup folder, None without one; page cache that goes first counts as left."""
+    for most, used, cache in MEMORY_FILES:
+        limit, now = read(group / most) or "", read(group / used) or ""
+        if limit.isdigit() and now.isdigit():  # "max": no limit
+            stat = dict(line.split()[:2] for line in (read(group / "memory.stat") or "").splitlines())
+            return max(0, int(limit) - int(now) + int(stat.get(cache, 0)))
+    return None
 
 
 def installed(name: str) -> str | None:
@@ -110,6 +155,39 @@ def foreign_share(start: Snapshot, end: Snapshot, own_seconds: float) -> float |
     if start.busy is None or end.busy is None or span <= 0:
         return None
     return min(1.0, max(0.0, (end.busy - start.busy - own_seconds) / span))
+
+
+class Watch:
+    """Tells which share of the allowed CPUs others used while the `with` block ran.
+
+    Own is the CPU time of this process and of the children that it waited for inside the block: a child that was
+    started before it brings along too much, and one that still runs at its end counts as somebody else.
+
+    Attributes:
+        others: 0..1, None before the end of the block and where it is unknown.
+    """
+
+    others: float | None = None
+
+    def __enter__(self) -> "Watch":
+        self.start, self.own = snapshot(), own_seconds()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        own = own_seconds()
+        if self.own is not None and own is not None:
+            self.others = foreign_share(self.start, snapshot(), own - self.own)
+
+
+def own_seconds() -> float | None:
+    """CPU seconds of this process and of its children that have ended and were waited for, with theirs; None where the
+    system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def load_before(seconds: float = 0.5) -> float | None:

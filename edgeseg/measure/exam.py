@@ -46,6 +46,7 @@ class ExamRow:
             None when the row was interrupted before its first call. spread: all calls, in s.
         images_per_second: slices x phases / seconds. network_images_per_second: of the network alone, with the inputs
             already prepared and in the same streams.
+        cpu_s: CPU time of an exam (mean): what a faster row may have paid with.
         faster: how many times faster than the first row, paired by round (None for the first row).
         settings: what the runtime says it runs with. failed: why the row ended in the middle, else None.
     """
@@ -59,6 +60,7 @@ class ExamRow:
     network_images_per_second: float | None
     faster: Interval | None
     precision: str
+    cpu_s: float | None
     settings: dict[str, str]
     failed: str | None = None
 
@@ -73,6 +75,7 @@ class Exam:
     megabytes: float
     rows: tuple[ExamRow, ...]
     complete: bool
+    interrupted: bool
 
 
 def measure_exam(bundle: Bundle, streams: int | None, threads: int, slices: int = 10, phases: int = 30,
@@ -110,7 +113,7 @@ def measure_exam(bundle: Bundle, streams: int | None, threads: int, slices: int 
         rows = [summarise(name, 1 if name == SEQUENTIAL else count, jobs[name], workers[name].ready, taken,
                           slices * phases) for name in jobs]
         size = sum(f.stat().st_size for f in images.iterdir()) / 1e6
-    return Exam(slices, phases, size, tuple(rows), taken.complete)
+    return Exam(slices, phases, size, tuple(rows), taken.complete, taken.interrupted)
 
 
 def summarise(name: str, streams: int, job: Job, ready: dict[str, Any], taken: Turns, images: int) -> ExamRow:
@@ -119,8 +122,9 @@ def summarise(name: str, streams: int, job: Job, ready: dict[str, Any], taken: T
     median = float(np.median(seconds)) if seconds.size else None
     return ExamRow(name, streams, job.threads, median, tuple(map(float, seconds)), images / median if median else None,
                    images / float(np.median(network)) if network.size else None,
-                   None if name == SEQUENTIAL else faster(taken, name), job.precision, ready["runtime"],
-                   taken.failed.get(name))
+                   None if name == SEQUENTIAL else faster(taken, name), job.precision,
+                   float(np.sum([b.cpu_s for b in taken.of(name, "exam")]) / seconds.size) if seconds.size else None,
+                   ready["runtime"], taken.failed.get(name))
 
 
 def faster(taken: Turns, name: str) -> Interval:

@@ -1,7 +1,10 @@
 """Time to the first label map: from the start of a process, as a clinic's software that opens the bundle would see."""
 
+import ctypes
+import mmap
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +17,8 @@ class FirstFrame:
     """Wall seconds from starting a process to its first label map; Python and its libraries are part of it.
 
     Attributes:
-        cold_s: with the bundle's files evicted from the page cache (the libraries stay in it); None where the system
-            cannot evict a file.
+        cold_s: with the bundle's files evicted from the page cache (the libraries stay in it); None where a page of
+            them stays, as on a file system in memory, or where the system does not tell.
         warm_s: starts straight after, in order.
         load_s, first_s: of the median warm start, measured inside the process: opening bundle and runtime, and the
             first call. The rest of it is Python and its libraries.
@@ -59,13 +62,34 @@ def files_of(job: Job) -> list[Path]:
 
 
 def evict(path: Path) -> bool:
-    """Ask the system to drop a file from the page cache; False where it has no such call."""
+    """Ask the system to drop a file from the page cache; whether no page of it is there any more."""
     if not hasattr(os, "posix_fadvise"):
         return False
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)  # pages that are still to be written stay
+        with suppress(OSError):  # some read-only file systems know no fsync
+            os.fsync(handle)  # pages that are still to be written stay
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        return cached_pages(handle) == 0
     finally:
         os.close(handle)
-    return True
+
+
+def cached_pages(handle: int) -> int | None:
+    """Pages of an open file that are in the page cache, None where the system does not tell.
+
+    By mincore(2). To those who may not write to a file Linux says that all of it is there: the answer is never too low.
+    """
+    if not os.fstat(handle).st_size:
+        return 0
+    try:
+        mincore = ctypes.CDLL(None).mincore
+        # private and writable, or ctypes gives no address of it; nothing is ever written
+        with mmap.mmap(handle, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as mapped:
+            pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+            first = ctypes.c_char.from_buffer(mapped)
+            failed = mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(mapped)), pages)
+            del first  # as long as it is there, the mapping cannot be closed
+    except (OSError, AttributeError):  # a file system that maps nothing, a C library without the call
+        return None
+    return None if failed else sum(page & 1 for page in pages)

@@ -22,11 +22,14 @@ from typing import Any
 
 import numpy as np
 
+from edgeseg.runtime.backends import check_shape
 from edgeseg.runtime.openvino_backend import settings
 
 MAC_TYPES = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
 COSTLIEST = 5
 WARM_UP_CALLS = 20
+"""At least, of a network that is fast enough for them; of any other MIN_CALLS, as it has less to warm up in a call."""
+MIN_CALLS = 3
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,20 @@ class Node:
     activation_bytes: int
 
 
+def input_shape(path: Path) -> tuple[int, ...]:
+    """[1, C, H, W] of the input of a stored network; EdgesegError when a size is left open."""
+    import openvino as ov
+
+    sizes = ov.Core().read_model(path).inputs[0].partial_shape
+    return check_shape(path, tuple(d.get_length() if d.is_static else None for d in sizes))
+
+
 def network_cost(path: Path, precision: str, threads: int, x: np.ndarray, seconds: float) -> Cost:
     """Compile the network at `path` as a row of the bench does, but with timers on its layers, and call it.
 
     Args:
-        x: its input, float32 [1, C, H, W]. seconds: of profiled calls, after WARM_UP_CALLS that are not counted.
+        x: its input, float32 [1, C, H, W]. seconds: of profiled calls, after a warm-up that is not counted; a slow
+            network is called for longer than that, MIN_CALLS times in each.
     """
     import openvino as ov
 
@@ -92,16 +104,18 @@ def network_cost(path: Path, precision: str, threads: int, x: np.ndarray, second
     request = compiled.create_infer_request()
     request.infer({0: x}, share_inputs=True)
     nodes = executed_nodes(compiled.get_runtime_model())
-    for _ in range(WARM_UP_CALLS - 1):
+    warm, end = 1, time.monotonic() + seconds
+    while warm < MIN_CALLS or (warm < WARM_UP_CALLS and time.monotonic() < end):
         request.infer({0: x}, share_inputs=True)
-    before, calls, end = mean_us(compiled.get_runtime_model()), WARM_UP_CALLS, time.monotonic() + seconds
-    while calls < 2 * WARM_UP_CALLS or time.monotonic() < end:
+        warm += 1
+    before, calls, end = mean_us(compiled.get_runtime_model()), warm, time.monotonic() + seconds
+    while calls < 2 * warm or time.monotonic() < end:
         request.infer({0: x}, share_inputs=True)
         calls += 1
     after = mean_us(compiled.get_runtime_model())
     # the runtime gives means over all calls since it was compiled: the cold ones at the start are taken out again
-    ms = [max(0.0, (calls * after.get(n.name, 0) - WARM_UP_CALLS * before.get(n.name, 0)) / (calls - WARM_UP_CALLS))
-          / 1000 for n in nodes]
+    ms = [max(0.0, (calls * after.get(n.name, 0) - warm * before.get(n.name, 0)) / (calls - warm)) / 1000
+          for n in nodes]
     return cost(model_macs(model), nodes, ms)
 
 

@@ -1,7 +1,6 @@
 """A paced stream: frames arrive as from a scanner, and each must be done before the next arrives."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,8 +10,13 @@ import numpy as np
 from edgeseg.errors import EdgesegError
 from edgeseg.measure import latency
 from edgeseg.measure.latency import Latency
-from edgeseg.measure.stress import Quota, Stress
+from edgeseg.measure.stress import Quota, Stress, check_quota
 from edgeseg.measure.turns import DISCARD, LOAD_TIMEOUT, Job, WorkerError, started
+
+MOST_RATE = 10_000
+"""Frames a second: no scanner is near it, and the clock of a sleeping process is not finer."""
+MOST_FRAMES = 10_000_000
+"""The finishing times of all frames are kept until the end."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class Paced:
     stress: int
     quota: float | None
     complete: bool
+
+    @property
+    def interrupted(self) -> bool:
+        """Nothing else ends a stream: what fails raises."""
+        return not self.complete
 
 
 def measure_paced(job: Job, rate: float, seconds: float, stress: int = 0, quota: float | None = None,
@@ -87,12 +96,16 @@ def measure_paced(job: Job, rate: float, seconds: float, stress: int = 0, quota:
 
 
 def check_paced(rate: float, seconds: float, stress: int = 0, quota: float | None = None) -> None:
-    """Raise EdgesegError for numbers that make no stream, and where the system has no quotas."""
+    """Raise EdgesegError for numbers that make no stream, and where no process can be held to `quota`: it is tried."""
     if not (0 < rate < math.inf and 0 < seconds < math.inf):
         raise EdgesegError(f"--rate {rate:g} and {seconds:g} seconds must be above 0 and finite")
+    if rate > MOST_RATE:
+        raise EdgesegError(f"--rate {rate:g}: at most {MOST_RATE} frames a second")
+    if rate * seconds > MOST_FRAMES:
+        raise EdgesegError(f"--rate {rate:g} for --rate-seconds {seconds:g}: at most {MOST_FRAMES} frames in all")
     Stress(stress)
     if quota is not None:
-        Quota(quota, os.getpid())
+        check_quota(quota)
 
 
 def deadlines(arrivals: Sequence[float] | np.ndarray, finished: Sequence[float] | np.ndarray) -> tuple[int, float, int]:

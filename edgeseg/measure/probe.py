@@ -6,7 +6,6 @@ settings and threads as the networks that are held against it. A machine that is
 `compute_peak` needs openvino, so it runs in the child process of ceilings.py.
 """
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from edgeseg.measure import environment
+from edgeseg.runtime import threads as cpus
+
 SHAPES = ((128, 16, 3, 2), (128, 32, 3, 4), (256, 28, 3, 2), (512, 28, 1, 4))
 """Channels, side of the image, side of the kernel and number of layers of the probe's networks: all do far more than
 ten products for each byte they move. The first call is short enough to slip between the interruptions of a busy
 machine, the others are long enough for many threads."""
 CACHES = Path("/sys/devices/system/cpu")
 UNKNOWN_CACHE = 64 * 2**20
+UNKNOWN_MEMORY = 2**31
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -95,11 +98,10 @@ def bandwidth(threads: int, seconds: float, cache: int | None = None) -> float:
     each thread a part of them; the better of the two. As in STREAM, what a write reads first is not counted.
 
     Args:
-        cache: bytes of the last-level caches; default: what the system says. An array is four times as large, but all
-            three take no more than a quarter of the memory.
+        cache: bytes of the last-level caches of the CPUs that this process may use; default: what the system says.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**31
-    size = min(4 * (cache or last_level_cache()), memory // 12) // 8
+    memory = environment.available_memory()
+    size = array_length(cache or last_level_cache(), UNKNOWN_MEMORY if memory is None else memory)
     a, b, c = np.ones(size), np.ones(size), np.ones(size)
     parts = [slice(i * size // threads, (i + 1) * size // threads) for i in range(threads)]
     best, end = 0.0, time.monotonic() + seconds
@@ -116,6 +118,12 @@ def bandwidth(threads: int, seconds: float, cache: int | None = None) -> float:
     return best
 
 
+def array_length(cache: int, memory: int) -> int:
+    """Doubles in each of three arrays: four times the `cache`, but together no more than a quarter of the `memory` that
+    is left (both in bytes), even if a cache then holds a part of them."""
+    return max(1, min(4 * cache, memory // 12) // 8)
+
+
 def fastest(call: Callable[[], Any], times: int) -> float:
     """Seconds of the fastest of some calls."""
     found = []
@@ -126,13 +134,16 @@ def fastest(call: Callable[[], Any], times: int) -> float:
     return min(found)
 
 
-def last_level_cache(root: Path = CACHES) -> int:
-    """Bytes of all caches of the highest level together; UNKNOWN_CACHE where the system does not say."""
+def last_level_cache(root: Path = CACHES, allowed: set[int] | None = None) -> int:
+    """Bytes of the caches of the highest level behind the `allowed` CPUs (default: those of this process), each counted
+    once; UNKNOWN_CACHE where the system does not say."""
     found: dict[tuple[int, str], int] = {}
     try:
-        for folder in root.glob("cpu[0-9]*/cache/index[0-9]*"):
-            level, size = (int((folder / "level").read_text()), (folder / "size").read_text().strip())
-            found[level, (folder / "shared_cpu_list").read_text()] = int(size.rstrip("KMG")) * UNITS.get(size[-1], 1)
+        for cpu in cpus.allowed_cpus() if allowed is None else allowed:
+            for folder in (root / f"cpu{cpu}" / "cache").glob("index[0-9]*"):
+                level, size = int((folder / "level").read_text()), (folder / "size").read_text().strip()
+                shared = (folder / "shared_cpu_list").read_text()
+                found[level, shared] = int(size.rstrip("KMG")) * UNITS.get(size[-1], 1)
     except (OSError, ValueError):
         return UNKNOWN_CACHE
     top = max((level for level, _ in found), default=0)

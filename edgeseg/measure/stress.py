@@ -16,6 +16,8 @@ PERIOD_US = 100_000
 """The kernel's own period: a group that has used its quota stands still until the next one begins."""
 LEAST_CPUS = 0.01
 """The kernel takes no quota below 1 ms a period."""
+MOST_PER_CPU = 64
+"""Busy processes for each allowed CPU: more of them say nothing new, and may leave no process to end them with."""
 BUSY = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -33,12 +35,16 @@ class Stress:
     They have the affinity and the niceness of this process, which are those of its workers: they compete as equals.
 
     Raises:
-        EdgesegError: a negative count; the system starts no more processes.
+        EdgesegError: a negative count, more than MOST_PER_CPU for each CPU; the system starts no more processes.
     """
 
     def __init__(self, count: int) -> None:
         if count < 0:
             raise EdgesegError(f"--stress {count}: the number of busy processes cannot be negative")
+        most = MOST_PER_CPU * len(threads.allowed_cpus())
+        if count > most:
+            raise EdgesegError(f"--stress {count}: at most {most} busy processes, {MOST_PER_CPU} for each of the "
+                               f"{len(threads.allowed_cpus())} CPUs that may be used here")
         self.count = count
         self.processes: list[subprocess.Popen[bytes]] = []
 
@@ -115,6 +121,25 @@ class Quota:
                 if error.errno != errno.EBUSY or time.monotonic() > end:
                     raise
                 time.sleep(0.01)
+
+
+def check_quota(cpus: float) -> None:
+    """Hold a process that only waits to `cpus` and let it go again, as `Quota` later does with one that is measured.
+
+    Raises:
+        EdgesegError: as `Quota`: that a group with the limit can be made here, and a process put into it, is known
+            only once it was done.
+    """
+    try:
+        with subprocess.Popen([sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL) as waiting:
+            try:
+                with Quota(cpus, waiting.pid):
+                    pass
+            finally:
+                waiting.kill()
+    except OSError as error:
+        raise EdgesegError(f"--quota {cpus:g}: cannot be tried out here: {error.strerror}") from None
 
 
 def groups(process: Path, root: Path) -> tuple[Path, Path]:

@@ -102,11 +102,16 @@ def checked(segmentation: Any) -> None:
 
 
 def settings_of(net: Any) -> dict[str, str]:
-    """What OpenVINO says it runs with (it may differ from what it was asked for), and OpenCV in every case."""
-    compiled = getattr(net, "compiled", None)
+    """What the runtime says it runs with (it may differ from what it was asked for), and OpenCV in every case."""
+    compiled, session = getattr(net, "compiled", None), getattr(net, "session", None)
     names = ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT",
              "ENABLE_CPU_PINNING")
     found = {name: str(compiled.get_property(name)) for name in names} if compiled is not None else {}
+    if session is not None:
+        options = session.get_session_options()
+        found = {"intra_op_num_threads": str(options.intra_op_num_threads), "providers": str(session.get_providers())}
+        found |= {name: options.get_session_config_entry(name) for name in (
+            "session.intra_op.allow_spinning", "session.set_denormal_as_zero")}
     return found | {"OPENCV_NUM_THREADS": str(cv2.getNumThreads())}
 
 

@@ -6,23 +6,25 @@ mask, a paced stream, a whole exam, the ceilings of this CPU, openvino's own ben
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgeseg.container import Bundle, open_bundle
-from edgeseg.distill.against import PipelineRow, against_rows, measure_pipeline, teacher_folder
+from edgeseg.distill.against import against_rows, teacher_folder
+from edgeseg.distill.pipeline import Pipeline, measure_pipeline
 from edgeseg.errors import EdgesegError
-from edgeseg.measure import bench
-from edgeseg.measure.bench import Bench, Row, RowSpec, allowed_threads, stored_frames
+from edgeseg.measure import bench, environment
+from edgeseg.measure.bench import Bench, allowed_threads, stored_frames
 from edgeseg.measure.ceilings import Ceilings, measure_ceilings
-from edgeseg.measure.cross_check import CrossCheck, cross_check
+from edgeseg.measure.cross_check import CrossCheck, check_available, cross_check
 from edgeseg.measure.exam import Exam, measure_exam
 from edgeseg.measure.first_frame import FirstFrame, first_frame
 from edgeseg.measure.paced import Paced, check_paced, measure_paced
-from edgeseg.measure.turns import Job, WorkerError
-from edgeseg.report.bench_parts import SAY, shares
+from edgeseg.measure.rows import Row, RowSpec
+from edgeseg.measure.turns import Job
+from edgeseg.report.bench_parts import SAY, reached
 from edgeseg.runtime.throughput import checked_streams
 
 
@@ -34,7 +36,7 @@ class Wanted:
         against: runs, X.onnx, nnunet:DIR. threads: of every row, once for each count; empty: what is allowed.
         seconds: counted time of each row and mode. target: images per second.
         rate: frames per second of a paced stream of `rate_seconds`, beside `stress` busy processes and under `quota`
-            CPUs. streams: of a whole exam, 0 for as many as are fastest.
+            CPUs. streams: of a whole exam, 0 for one for each thread.
         starts: warm starts of each row's first frame, 0 for none. ceilings: probe this CPU and profile the network.
     """
 
@@ -54,24 +56,34 @@ class Wanted:
 
     def check(self) -> None:
         """Raise EdgesegError for what cannot be: before anything is measured, not after a minute of it."""
-        counts = [allowed_threads(t) for t in self.threads]
+        counts = [allowed_threads(t) for t in self.threads or (None,)]
         if not (0 < self.seconds < math.inf and 0 < self.target < math.inf):
             raise EdgesegError(f"--seconds {self.seconds:g} and --target {self.target:g} must be above 0 and finite")
         if len(set(counts)) < len(counts):
             raise EdgesegError(f"--threads {','.join(map(str, counts))}: names a number twice")
+        if self.seed < 0 or self.starts < 0:
+            raise EdgesegError(f"--seed {self.seed} and --starts {self.starts} must be 0 or more")
         if self.rate is not None:
             check_paced(self.rate, self.rate_seconds, self.stress, self.quota)
         elif self.stress or self.quota is not None:
             raise EdgesegError("--stress and --quota are for a paced stream: add --rate, for example --rate 50")
         if self.streams:
-            checked_streams(self.streams, max(counts, default=None))
-        if self.starts < 0:
-            raise EdgesegError(f"--starts {self.starts}: 0 or more")
+            checked_streams(self.streams, max(counts))
+        if self.cross_check:
+            check_available()
+        if len([spec for spec in self.against if teacher_folder(spec)]) > 1:
+            raise EdgesegError("--against: one nnU-Net folder at a time; its full pipeline alone takes a minute")
 
 
 @dataclass
 class FullBench:
-    """The result: the rows, and each further part that was measured (else None, and `missing` says why)."""
+    """The result: the rows, and each further part that was measured.
+
+    Attributes:
+        missing: part that was asked for and not measured -> why. others: part -> share (0..1) of the CPUs that others
+            used while it was measured. interrupted: the run was ended by the user.
+        dice: mean Dice of the rows, from the manifest.
+    """
 
     rows: Bench
     first_frames: dict[str, FirstFrame] | None = None
@@ -79,19 +91,54 @@ class FullBench:
     exam: Exam | None = None
     ceilings: Ceilings | None = None
     cross_check: CrossCheck | None = None
-    pipeline: tuple[PipelineRow, ...] | None = None
+    pipeline: Pipeline | None = None
     missing: dict[str, str] = field(default_factory=dict)
+    others: dict[str, float | None] = field(default_factory=dict)
+    interrupted: bool = False
     dice: dict[str, Any] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
-        parts = (self.paced, self.exam, *(self.pipeline or ()))
-        return self.rows.complete and not self.missing and all(p is None or p.complete for p in parts)
+        return self.rows.complete and not self.interrupted and not self.missing and not self.failures
+
+    @property
+    def failures(self) -> list[str]:
+        """What went wrong, a line each."""
+        exam = [(r.name, r.failed) for r in self.exam.rows] if self.exam else []
+        return [*(f"{name}: {why}" for name, why in [*((r.name, r.failed) for r in self.rows.rows), *exam] if why),
+                *(f"{part.replace('_', ' ')}: {why}" for part, why in self.missing.items() if why != ENDED)]
+
+    @property
+    def busy(self) -> bool:
+        """Whether others used the machine while anything of it was measured."""
+        return self.rows.load["busy"] or environment.is_busy(*self.others.values())
+
+    def take(self, name: str, measure: Callable[[], Any], private: str) -> None:
+        """Measure one part; what goes wrong is kept as a line without the folder `private`. Ctrl-C ends the run."""
+        if self.interrupted:
+            self.missing[name] = ENDED
+            return
+        try:
+            with environment.Watch() as watch:
+                found = measure()
+        except KeyboardInterrupt:
+            self.interrupted, self.missing[name] = True, ENDED
+        except Exception as error:  # an hour of rows is not lost because a disk is full
+            words = " ".join(str(error).split()) or type(error).__name__
+            self.missing[name] = words.replace(private, Path(private).name)
+        else:
+            setattr(self, name, found)
+            self.others[name] = watch.others
+            self.interrupted = getattr(found, "interrupted", False)
 
     def document(self) -> dict[str, Any]:
-        return {**self.rows.document(), "complete": self.complete, "missing": self.missing, "dice": self.dice,
+        return {**self.rows.document(), "complete": self.complete, "interrupted": self.interrupted,
+                "missing": self.missing, "others_during_parts": self.others, "dice": self.dice,
                 **{name: getattr(self, name) for name in SAY},
-                "reached": None if self.ceilings is None else shares(self.ceilings, self.rows)}
+                "reached": None if self.ceilings is None else reached(self.ceilings, self.rows)}
+
+
+ENDED = "the run was ended"
 
 
 def full_bench(path: Path, wanted: Wanted, on_step: Callable[[str, int], None] = lambda text, total: None) -> FullBench:
@@ -108,23 +155,22 @@ def full_bench(path: Path, wanted: Wanted, on_step: Callable[[str, int], None] =
     with tempfile.TemporaryDirectory(prefix="edgeseg-bench-") as scratch:
         most = max(allowed_threads(t) for t in wanted.threads or (None,))
         extra = extra_rows(wanted.against, bundle, most, Path(scratch))
-        result = FullBench(bench.bench_bundle(
-            path, extra, wanted.threads, wanted.seconds, wanted.target, wanted.seed,
-            lambda block, total: on_step(f"{block.row}, {block.mode}", total)), dice=dice_of(bundle))
-        ended = result.rows.interrupted
-        for name, measure in parts(bundle, wanted, result.rows, Path(scratch), on_step):
-            try:
-                if ended:
-                    raise KeyboardInterrupt
-                setattr(result, name, measure())
-            except KeyboardInterrupt:
-                ended, result.missing[name] = True, "the run was ended"
-            except (EdgesegError, WorkerError) as error:
-                result.missing[name] = str(error)
+        rows = bench.bench_bundle(path, extra, wanted.threads, wanted.seconds, wanted.target, wanted.seed,
+                                  lambda block, total: on_step(f"{block.row}, {block.mode}", total))
+        rows.about["against"] = [without_folder(spec) for spec in wanted.against] or None
+        result = FullBench(rows, interrupted=rows.interrupted, dice=dice_of(bundle))
+        for name, measure in parts(bundle, wanted, rows, extra, Path(scratch), on_step):
+            result.take(name, measure, str(bundle.path))
     return result
 
 
-def parts(bundle: Bundle, wanted: Wanted, rows: Bench, scratch: Path,
+def without_folder(spec: str) -> str:
+    """`nnunet:/home/me/model` -> `nnunet:model`."""
+    kind, colon, path = spec.rpartition(":")
+    return kind + colon + Path(path).name
+
+
+def parts(bundle: Bundle, wanted: Wanted, rows: Bench, extra: Sequence[RowSpec], scratch: Path,
           on_step: Callable[[str, int], None]) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The wanted parts after the rows, by the name of their field."""
     default, frames = rows.default, stored_frames(bundle, scratch)
@@ -145,11 +191,14 @@ def parts(bundle: Bundle, wanted: Wanted, rows: Bench, scratch: Path,
         yield "exam", lambda: measure_exam(bundle, wanted.streams or None, threads,
                                            on_block=lambda b: on_step(f"exam, {b.row}", 20))
     if wanted.ceilings:
-        yield "ceilings", lambda: measure_ceilings(bundle, threads)
+        files = {s.name: Path(s.job.path) for s in extra if s.role == "teacher" and s.job.path.endswith(".onnx")}
+        teachers = {s.name: file for s in extra  # in PyTorch it is the same network
+                    if s.role == "teacher" and (file := files.get(s.name.replace("PyTorch", "OpenVINO")))}
+        yield "ceilings", lambda: measure_ceilings(bundle, rows.about["threads"], teachers)
     if wanted.cross_check:
         yield "cross_check", lambda: cross_check(bundle, default.precision, threads)
-    if teachers := [folder for spec in wanted.against if (folder := teacher_folder(spec))]:
-        yield "pipeline", lambda: measure_pipeline(teachers[0], bundle, threads, on_step=on_step)
+    if folders := [folder for spec in wanted.against if (folder := teacher_folder(spec))]:
+        yield "pipeline", lambda: measure_pipeline(folders[0], bundle, threads, on_step=on_step)
 
 
 def extra_rows(against: tuple[str, ...], bundle: Bundle, threads: int, scratch: Path) -> list[RowSpec]:

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from edgeseg.distill.against import PipelineRow
+from edgeseg.distill.pipeline import FilesToMasks, Pipeline
 from edgeseg.measure.bench import Bench
-from edgeseg.measure.ceilings import Ceilings
+from edgeseg.measure.ceilings import STUDENT, Ceilings, Reached
 from edgeseg.measure.cross_check import CrossCheck
 from edgeseg.measure.exam import Exam
 from edgeseg.measure.first_frame import FirstFrame
@@ -40,32 +40,36 @@ def exam(found: Exam, rows: Bench) -> Iterator[str]:
         faster = f", {times(row.faster)} times as fast" if row.faster else ""
         yield (f"exam     {found.slices} slices x {found.phases} phases, {row.name}, {row.precision.upper()}: "
                f"{row.seconds:.2f} s from file to mask ({min(row.spread):.2f} to {max(row.spread):.2f}, n = "
-               f"{len(row.spread)}), {row.images_per_second or 0:.0f} images/s{faster}; network alone "
+               f"{len(row.spread)}), {row.images_per_second or 0:.0f} images/s{faster}, "
+               f"{row.cpu_s or 0:.2f} s of CPU; network alone "
                f"{row.network_images_per_second or 0:.0f} images/s")
 
 
 def ceilings(found: Ceilings, rows: Bench) -> Iterator[str]:
-    peak = found.peak
-    known = {"fp32": peak.fp32_gmacs, "bf16": peak.bf16_gmacs, "int8": peak.int8_gmacs}
-    yield (f"ceiling  measured with {peak.threads} thread(s): " + ", ".join(
-        f"{p.upper()} {rate:.0f}" for p, rate in known.items() if rate) + f" GMAC/s, {peak.bandwidth_gb_s:.1f} GB/s")
-    for name, reached in shares(found, rows).items():
-        row = next(r for r in found.rows if r.precision == reached["precision"])
-        yield (f"ceiling  {short(name)}: {row.macs / 1e6:.0f} M MAC, {row.bytes / 1e6:.1f} MB moved; roofline "
-               f"{row.floor_ms:.2f} ms ({row.bound}), {100 * reached['of_roofline']:.0f} % of it reached; "
-               f"{reached['gmacs']:.0f} GMAC/s, {100 * reached['of_peak']:.0f} % of the peak")
+    for peak in found.peaks:
+        known = {"fp32": peak.fp32_gmacs, "bf16": peak.bf16_gmacs, "int8": peak.int8_gmacs}
+        yield (f"ceiling  this CPU with {peak.threads} thread(s), measured: " + ", ".join(
+            f"{p.upper()} {rate:.0f}" for p, rate in known.items() if rate)
+            + f" GMAC/s, {peak.bandwidth_gb_s:.1f} GB/s")
+    for row in found.rows:
+        yield (f"ceiling  {row.network} {row.precision.upper()}: {row.macs / 1e6:.0f} M MAC, {row.bytes / 1e6:.1f} MB "
+               "moved; roofline " + ", ".join(f"{f.ms:.2f} ms with {f.threads} thread(s) ({f.bound})"
+                                              for f in row.floors))
+    if shares := reached(found, rows):
+        yield "reached  of the roofline (of the arithmetic peak): " + ", ".join(
+            f"{short(name)} {100 * r.of_roofline:.0f} % ({100 * r.of_peak:.0f} %)" for name, r in shares.items())
+        yield "reached  above 100 % where activations stay in a cache: memory is no strict bound, arithmetic is"
+    for row in found.rows:
         costly = ", ".join(f"{layer.name.partition('/')[0]} ({layer.type}) {layer.ms:.2f} ms {100 * layer.share:.0f} %"
                            for layer in row.cost.layers)
-        yield f"layers   {short(name)}: {costly}"
+        yield f"layers   {row.network} {row.precision.upper()}: {costly}"
 
 
-def shares(found: Ceilings, rows: Bench) -> dict[str, dict[str, Any]]:
-    """What each OpenVINO row of the student reaches of its ceiling by its median (the network's, same threads)."""
-    return {row.name: {"precision": row.precision, "gmacs": limit.gmacs_at(p50), "of_peak": limit.share_of_peak(p50),
-                       "of_roofline": limit.share_of_floor(p50)}
-            for row in rows.rows
-            if row.role == "student" and row.backend == "openvino" and row.threads == found.peak.threads
-            and (p50 := row.network.p50_ms) and (limit := found.of(row.precision))}
+def reached(found: Ceilings, rows: Bench) -> dict[str, Reached]:
+    """What each row's network reaches of this CPU's ceiling by its median."""
+    return {row.name: share for row in rows.rows
+            if (share := found.reached(STUDENT if row.role == "student" else row.name.partition(",")[0], row.precision,
+                                       row.threads, row.network.p50_ms))}
 
 
 def cross_check(found: CrossCheck, rows: Bench) -> Iterator[str]:
@@ -75,15 +79,23 @@ def cross_check(found: CrossCheck, rows: Bench) -> Iterator[str]:
            + (", agrees within 10 %" if found.agrees else f", DIFFERS: {found.why_not}"))
 
 
-def pipeline(found: tuple[PipelineRow, ...], rows: Bench) -> Iterator[str]:
-    for row in found:
-        each = "not measured" if row.seconds_per_image is None else (
-            f"{row.seconds_per_image:.3f} s an image ({min(row.spread):.3f} to {max(row.spread):.3f}, n = "
-            f"{len(row.spread)})")
-        whole = "-" if row.seconds_with_start_up is None else f"{row.seconds_with_start_up:.1f} s"
+def pipeline(found: Pipeline, rows: Bench) -> Iterator[str]:
+    yield (f"files    {found.images} images in {found.cases} files to masks, {found.threads} thread(s); student "
+           f"{found.precision.upper()}: {files_to_masks(found.student)}")
+    for row in found.rows:
         size = "x".join(map(str, row.input_shape[1:]))
-        yield (f"pipeline {row.name}: {each}, {size}, {row.tiles:.1f} tiles and {row.passes:.1f} passes an image; "
-               f"start-up and all {row.images} images {whole}")
+        yield (f"files    {row.name}: {files_to_masks(row)}, {size}, {row.tiles:.1f} tiles and {row.passes:.1f} passes "
+               "an image" + "".join(f"; the student is {times(ratio)} times as fast{what}, n = {ratio.n}"
+                                    for ratio, what in ((row.faster, ""), (row.faster_with_start_up, " with start-up"))
+                                    if ratio))
+
+
+def files_to_masks(found: FilesToMasks) -> str:
+    each = "not measured" if found.seconds_per_image is None else (
+        f"{1000 * found.seconds_per_image:.1f} ms an image ({1000 * min(found.spread):.1f} to "
+        f"{1000 * max(found.spread):.1f}, n = {len(found.spread)})")
+    return each + (f", {found.seconds_with_start_up:.1f} s for all with start-up (n = {len(found.starts)})"
+                   if found.seconds_with_start_up is not None else "")
 
 
 SAY: dict[str, Callable[[Any, Bench], Iterator[str]]] = {

@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from edgeseg.distill.against import PipelineRow
-from edgeseg.measure.bench import Row
-from edgeseg.measure.ceilings import Ceilings
+from edgeseg.distill.pipeline import Pipeline
+from edgeseg.measure.ceilings import Ceilings, Reached
 from edgeseg.measure.cross_check import CrossCheck
 from edgeseg.measure.exam import Exam
 from edgeseg.measure.first_frame import FirstFrame
 from edgeseg.measure.paced import Paced
+from edgeseg.measure.rows import Row
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,12 @@ class Dice:
 
 
 @dataclass(frozen=True)
-class Reached:
-    """What a row reaches of this CPU's ceiling in its precision."""
-
-    precision: str
-    gmacs: float
-    of_peak: float
-    of_roofline: float
-
-
-@dataclass(frozen=True)
 class Document:
     """Everything of one bench. Times are in ms or s as the names say; null: not defined, or not asked for."""
 
     schema: Literal["edgeseg.bench/2"]
     complete: bool
+    interrupted: bool
     device: Literal["cpu"]
     bundle: str
     threads: list[int]
@@ -78,9 +69,10 @@ class Document:
     ceilings: Ceilings | None
     reached: dict[str, Reached] | None
     cross_check: CrossCheck | None
-    pipeline: list[PipelineRow] | None
+    pipeline: Pipeline | None
     dice: Dice
     missing: dict[str, str]
+    others_during_parts: dict[str, float | None]
 
 
 def json_schema() -> dict[str, Any]:

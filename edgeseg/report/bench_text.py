@@ -4,14 +4,17 @@ from collections.abc import Iterator
 from math import nan
 from pathlib import Path
 
-from edgeseg.measure.bench import Bench, Row
+from edgeseg.measure.bench import Bench
+from edgeseg.measure.environment import is_busy
 from edgeseg.measure.latency import Latency
+from edgeseg.measure.rows import Row
 from edgeseg.report import figures
 from edgeseg.report.bench import FullBench
 from edgeseg.report.bench_parts import SAY, short, times
 
 HEADER = ("row", "thr", "part", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls")
-HEADER_MORE = ("row", "thr", "p99-p50 ms", "max ms", "p99 <= ms (99 %)", "MB", "peak MB", "mJ/image")
+HEADER_MORE = ("row", "thr", "part", "p50 <=", "p90 <=", "p99 <=", "p99-p50", "max ms")
+"""<=: with 99 % confidence the true percentile lies below it (MLPerf's early stopping)."""
 
 
 def table_rows(result: Bench) -> list[tuple[str, ...]]:
@@ -31,10 +34,18 @@ def plain_name(row: Row) -> str:
 
 
 def more_rows(result: Bench) -> list[tuple[str, ...]]:
-    """Tail, memory and energy of each row, end to end where it has such a path."""
-    return [(plain_name(row), str(row.threads), *map(number, (
-        (of := row.end_to_end or row.network).jitter_ms, of.max_ms, of.p99_bound_ms)),
-        *(number(v, 0) for v in (row.rss_mb, row.peak_rss_mb)), number(row.energy_mj, 1)) for row in result.rows]
+    """How far the percentiles can be trusted, and the tail."""
+    lines = []
+    for row in result.rows:
+        for first, part, of in ((True, "network", row.network), (False, "whole", row.end_to_end)):
+            if of:
+                lines.append((plain_name(row) if first else "", str(row.threads) if first else "", part,
+                              *map(number, (of.p50_bound_ms, of.p90_bound_ms, of.p99_bound_ms, of.jitter_ms,
+                                            of.max_ms))))
+    return lines
+
+
+TABLES = {HEADER: table_rows, HEADER_MORE: more_rows}
 
 
 def numbers(latency: Latency) -> tuple[str, ...]:
@@ -47,32 +58,67 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def remarks(result: FullBench) -> list[str]:
-    """What has to be said under the table, a line each."""
+    """What has to be said under the tables, a line each."""
     rows = result.rows
-    machine, load = rows.machine, rows.load
     lines = ["whole    a raw frame in its own grid to its label map; network: the inference alone, input "
-             + ", ".join(f"{size} ({', '.join(names)})" for size, names in inputs(rows).items())]
-    lines += [f"ratio    the network of {short(row.name)} is " + ", ".join(
-        f"{times(r)} times as fast as {short(other)}" for other, r in row.speed_up.items())
-        for row in rows.rows if any(r.n for r in row.speed_up.values())]
-    counts = ", ".join(map(str, rows.about.get("threads", ())))
-    lines += [f"machine  {machine['cpu']}, {machine['cpus_affinity']} CPUs"
-              + (f", quota {machine['cpu_quota']:g}" if machine["cpu_quota"] else "")
-              + f", {counts} thread(s) a row, not pinned"]
-    if not any(r.role == "teacher" for r in rows.rows):
-        lines.append("teacher  not given (--against RUN, X.onnx or nnunet:MODEL_FOLDER)")
+             + ", ".join(f"{size} ({', '.join(names)})" for size, names in inputs(rows).items()), *ratios(rows),
+             *memory(rows), *machine(rows), *not_given(rows)]
     lines += [line for part, say in SAY.items() if getattr(result, part) is not None
               for line in say(getattr(result, part), rows)]
-    lines += [f"{part.replace('_', ' '):8} not measured: {why}" for part, why in result.missing.items()]
-    if load["busy"]:
-        lines.append(f"BUSY     others used {percent(load['others_before'])} of the CPUs before and "
-                     f"{percent(load['others_during'])} during the run: do not quote these numbers")
-    lines += [f"FAILED   {row.name}: {row.failed}" for row in rows.rows if row.failed]
-    if not result.complete:
+    lines += busy(result)
+    lines += [f"FAILED   {line}" for line in result.failures]
+    if result.interrupted:
         lines.append("INCOMPLETE  the run was ended early: what stands above is what was measured until then")
-    met = {True: "reached", False: "MISSED", None: "not measured"}[rows.target_met]
+    elif not result.complete:
+        lines.append("INCOMPLETE  not everything that was asked for was measured")
+    met = {True: "reached", False: "MISSED", None: "not measured (too few calls)"}[rows.target_met]
     lines.append(f"target   {rows.target:g} images/s end to end, {rows.default_row}: {met}")
     return lines
+
+
+def ratios(rows: Bench) -> Iterator[str]:
+    """One line a row that is compared: its network, and in brackets the whole where both have it."""
+    for row in rows.rows:
+        found = [(short(other), r, row.whole_speed_up.get(other)) for other, r in row.speed_up.items() if r.n]
+        if found:
+            yield f"ratio    {short(row.name)}: network " + ", ".join(
+                f"{times(r)} times as fast as {other}" + (f" (whole {times(whole)})" if whole else "")
+                for other, r, whole in found)
+
+
+def memory(rows: Bench) -> Iterator[str]:
+    known = [f"{short(r.name)} {r.rss_mb:.0f} (peak {r.peak_rss_mb:.0f})" for r in rows.rows
+             if r.rss_mb and r.peak_rss_mb]
+    if known:
+        yield "memory   resident MB of each process: " + ", ".join(known)
+    if energy := [f"{short(r.name)} {r.energy_mj:.1f}" for r in rows.rows if r.energy_mj is not None]:
+        yield "energy   mJ of the CPU package for each call of the network: " + ", ".join(energy)
+
+
+def machine(rows: Bench) -> Iterator[str]:
+    about, counts = rows.machine, ", ".join(map(str, rows.about.get("threads", ())))
+    pinned = {row.settings.get("ENABLE_CPU_PINNING") for row in rows.rows if row.backend == "openvino"} - {None}
+    yield (f"machine  {about['cpu']}, {about['cpus_affinity']} CPUs"
+           + (f", quota {about['cpu_quota']:g}" if about["cpu_quota"] else "") + f", {counts} thread(s) a row; threads "
+           + (f"pinned by OpenVINO: {', '.join(sorted(map(str, pinned)))}, by no other runtime" if pinned else
+              "not pinned"))
+
+
+def not_given(rows: Bench) -> Iterator[str]:
+    if not any(r.role == "teacher" for r in rows.rows):
+        yield "teacher  not given (--against RUN, X.onnx or nnunet:MODEL_FOLDER)"
+    if not any(r.role == "student" and r.backend == "torch" for r in rows.rows):
+        yield "PyTorch  not given (--against RUN, the bundle's own)"
+
+
+def busy(result: FullBench) -> Iterator[str]:
+    load = result.rows.load
+    if load["busy"]:
+        yield (f"BUSY     others used {percent(load['others_before'])} of the CPUs before and "
+               f"{percent(load['others_during'])} during the rows: do not quote these numbers")
+    for part, others in result.others.items():
+        if is_busy(others):
+            yield f"BUSY     others used {percent(others)} of the CPUs during {part.replace('_', ' ')}"
 
 
 def inputs(rows: Bench) -> dict[str, list[str]]:
@@ -91,8 +137,8 @@ def percent(share: float | None) -> str:
 
 def markdown(result: FullBench) -> str:
     """Both tables and the remarks."""
-    return "\n\n".join(["\n".join(table(HEADER, table_rows(result.rows))),
-                        "\n".join(table(HEADER_MORE, more_rows(result.rows))), *remarks(result)]) + "\n"
+    return "\n\n".join([*("\n".join(table(h, lines(result.rows))) for h, lines in TABLES.items()),
+                        *remarks(result)]) + "\n"
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:

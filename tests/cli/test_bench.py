@@ -1,8 +1,10 @@
+import copy
 import json
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import tiny_bundle
 import typer
 from typer.testing import CliRunner
 
-from edgeseg.cli.bench import bench
+from edgeseg.cli.bench import bench, end
 from edgeseg.errors import EdgesegError, GateFailed
 from edgeseg.measure import bench as bench_module
 from edgeseg.report import bench as whole
@@ -109,32 +111,45 @@ def test_the_published_schema_is_that_of_the_types():
         "write it again: python -m edgeseg.report.bench_schema > docs/bench.schema.json"
 
 
-def test_a_part_that_fails_is_said_so_and_the_others_go_on(bundle, monkeypatch):
+@pytest.mark.parametrize("error", [EdgesegError("{bundle}: the frames are late"), OSError(28, "no space left")])
+def test_a_part_that_fails_is_said_so_and_the_others_go_on(bundle, tmp_path, monkeypatch, error):
     def fail(*arguments):
-        raise EdgesegError("the frames are late")
+        raise type(error)(*(a.format(bundle=bundle) if isinstance(a, str) else a for a in error.args))
 
     monkeypatch.setattr(whole, "measure_paced", fail)
     monkeypatch.setattr(whole, "cross_check", partial(whole.cross_check, repeats=1, seconds=1))
-    found = run(bundle, *ROWS, "--seconds", 0.02, "--threads", 1, "--rate", 50, "--cross-check", "--json")
-    assert found.exit_code == 130
+    found = run(bundle, *ROWS, "--seconds", 0.02, "--threads", 1, "--rate", 50, "--cross-check", "--json", "--out",
+                tmp_path / "out")
+    assert isinstance(found.exception, EdgesegError)
+    assert found.exception.exit_code == 2
     document = json.loads(found.stdout.strip().splitlines()[-1])
-    assert document["missing"] == {"paced": "the frames are late"}
-    assert document["complete"] is False
+    assert set(document["missing"]) == {"paced"}
+    assert str(bundle.parent) not in json.dumps(document)
+    assert (document["complete"], document["interrupted"]) == (False, False)
     assert document["cross_check"] is not None
-    assert "not measured: the frames are late" in found.stdout
+    assert "FAILED   paced: " in found.stdout
+    assert "ended early" not in found.stdout
+    assert (tmp_path / "out" / "bench.json").is_file()
 
 
-def test_ctrl_c_in_a_part_keeps_what_there_is_and_ends_the_rest(bundle, monkeypatch):
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(whole, "measure_paced", interrupted)
-    found = run(bundle, *ROWS, "--seconds", 0.02, "--threads", 1, "--rate", 50, "--cross-check", "--json")
-    assert found.exit_code == 130
-    document = json.loads(found.stdout.strip().splitlines()[-1])
-    assert set(document["missing"]) == {"paced", "cross_check"}
+@pytest.mark.parametrize("times", [1, 3])
+def test_ctrl_c_in_a_part_keeps_what_there_is_and_ends_the_rest(bundle, tmp_path, times):
+    """Also when it is pressed again while the results are written."""
+    out = tmp_path / "out"
+    process = start("import signal\nfrom edgeseg.cli.progress import Progress\n"
+                    f"Progress.__call__ = lambda bar, text, total: [signal.raise_signal(2) for _ in range({times})] "
+                    "if 'frames a second' in text else None",
+                    bundle, *ROWS, "--seconds", "0.02", "--threads", "1", "--rate", "5", "--rate-seconds", "600",
+                    "--cross-check", "--out", out)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    document = json.loads((out / "bench.json").read_text())
+    assert document["interrupted"] is True
+    assert document["missing"] == {"cross_check": "the run was ended"}
+    assert 0 < document["paced"]["frames"] < 3000
+    assert document["paced"]["complete"] is False
     assert document["rows"][0]["network"]["n"] > 0
-    assert "INCOMPLETE" in found.stdout
+    assert "INCOMPLETE  the run was ended early" in output
 
 
 def test_a_strict_bench_that_misses_its_target_fails_and_still_reports(bundle, missed, tmp_path, monkeypatch):
@@ -146,14 +161,28 @@ def test_a_strict_bench_that_misses_its_target_fails_and_still_reports(bundle, m
     assert (tmp_path / "out" / "bench.json").is_file()
 
 
-def test_a_strict_bench_that_reaches_it_passes_and_percentiles_with_too_few_calls_are_a_dash(bundle):
-    found = run(bundle, *ROWS, "--seconds", 0.03, "--threads", 1, "--target", 0.001, "--strict", "--json")
+def test_a_percentile_with_too_few_calls_is_a_dash(bundle):
+    found = run(bundle, *ROWS, "--seconds", 0.03, "--threads", 1, "--json")
     assert found.exit_code == 0, found.output
     rows = json.loads(found.stdout.strip().splitlines()[-1])["rows"]
     few = [r for r in rows if r["end_to_end"]["n"] < 662]
     assert few
     assert all(r["end_to_end"]["p99_ms"] is None for r in few)
     assert " - " in found.stdout
+
+
+@pytest.mark.parametrize(("met", "strict", "code"), [(True, True, 0), (False, True, 3), (False, False, 0),
+                                                     (None, True, 2), (None, False, 0)])
+def test_the_exit_code_of_a_gate_tells_missed_from_not_measured(missed, met, strict, code):
+    result = copy.deepcopy(missed[2])
+    rows = result.rows
+    rows.rows = [replace(r, target_met=met) for r in rows.rows]
+    if not code:
+        return end(result, strict)
+    with pytest.raises(EdgesegError) as caught:
+        end(result, strict)
+    assert caught.value.exit_code == code
+    assert ("--seconds" in str(caught.value)) is (met is None)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -174,6 +203,7 @@ def test_a_strict_bench_that_reaches_it_passes_and_percentiles_with_too_few_call
     (["--streams", 9999], "9999"),
     (["--streams", "many"], "--streams many"),
     (["--starts", -1], "--starts -1"),
+    (["--seed", -1], "--seed -1"),
 ])
 def test_bad_input_is_one_line_and_writes_nothing(bundle, tmp_path, arguments, message):
     found = run(bundle, *arguments, "--out", tmp_path / "out")

@@ -26,7 +26,7 @@ TORCH_FREE = [
     "edgeseg.runtime.segmenter",
     "edgeseg.measure.evaluate, edgeseg.measure.bench, edgeseg.measure.worker, edgeseg.measure.verify",
     "edgeseg.measure.paced, edgeseg.measure.first_frame, edgeseg.measure.exam, edgeseg.measure.cross_check",
-    "edgeseg.runtime.throughput, edgeseg.distill.against, edgeseg.report.bench_text",
+    "edgeseg.runtime.throughput, edgeseg.distill.against, edgeseg.distill.pipeline, edgeseg.report.bench_text",
     "edgeseg.distill.recipe, edgeseg.distill.run",
     "edgeseg.teachers",
 ]

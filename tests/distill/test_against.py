@@ -1,10 +1,8 @@
-import json
 import os
 import shutil
 import sys
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
 import tiny_bundle
@@ -12,15 +10,10 @@ import tiny_run
 import torch
 from nnunet_folders import edit_checkpoint, model_folder, volume_folder
 
-from edgeseg.case import Case
-from edgeseg.container import MANIFEST, open_bundle, write_sums
-from edgeseg.distill import against
-from edgeseg.distill.against import against_rows, measure_pipeline, run_command, teacher_folder
-from edgeseg.distill.pipeline_worker import IMAGES, MIRRORED, PLAIN, SLICE_SPACING, Pipeline, write_cases
+from edgeseg.container import MANIFEST, write_sums
+from edgeseg.distill.against import against_rows, teacher_folder
 from edgeseg.errors import EdgesegError
 from edgeseg.manifest import Manifest, grid_of
-from edgeseg.measure.document import one_line
-from edgeseg.measure.turns import write_frames
 from edgeseg.runtime.backends import load_backend
 from edgeseg.teachers import export, open_teacher
 
@@ -37,7 +30,7 @@ class Harmful:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return model_folder(tmp_path_factory.mktemp("a place") / "model", folds=(0, 1))
+    return model_folder(tmp_path_factory.mktemp("a place") / "model.2d")
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +90,7 @@ def test_a_model_folder_is_its_network_in_both_runtimes(model, bundle, tmp_path)
     assert described(rows) == [("teacher PyTorch FP32", "teacher", "torch-teacher", "torch_worker", 1),
                                ("teacher OpenVINO FP32", "teacher", "network", "worker", 1)]
     assert rows[1].faster_than == ("teacher PyTorch FP32",)
+    assert [Path(r.job.path).name for r in rows] == ["model.2d", "model.2d.onnx"]
     teacher = open_teacher(f"nnunet:{model}")
     x = np.random.default_rng(0).normal(size=teacher.input_shape).astype(np.float32)
     with torch.no_grad():
@@ -120,13 +114,16 @@ def test_what_is_not_there_is_one_line(bundle, tmp_path, spec, message):
     assert "\n" not in str(caught.value)
 
 
-def test_rows_that_need_torch_say_so_without_it(monkeypatch, model, run, runs_bundle, tmp_path):
+def test_rows_that_need_what_is_not_installed_say_so_first(monkeypatch, model, run, runs_bundle, tmp_path):
+    monkeypatch.setattr("edgeseg.child.run_module", lambda *arguments: pytest.fail("a process was started"))
+    monkeypatch.setitem(sys.modules, "nnunetv2", None)
+    with pytest.raises(EdgesegError, match=r"^this needs nnunetv2: pip install 'edgeseg\[train\]'$"):
+        against_rows(f"nnunet:{model}", runs_bundle, 1, tmp_path)
+    assert [r.name for r in against_rows(str(run.folder), runs_bundle, 1, tmp_path)] == ["student PyTorch FP32"]
     monkeypatch.setitem(sys.modules, "torch", None)
     for spec in (f"nnunet:{model}", str(run.folder)):
-        with pytest.raises(EdgesegError, match=r"needs torch: pip install 'edgeseg\[train\]'"):
+        with pytest.raises(EdgesegError, match=r"^this needs torch: pip install 'edgeseg\[train\]'$"):
             against_rows(spec, runs_bundle, 1, tmp_path)
-    with pytest.raises(EdgesegError, match="needs torch"):
-        measure_pipeline(model, open_bundle(runs_bundle), 1)
     against_rows(str(tiny_bundle.write_network(tmp_path / "t.onnx")), runs_bundle, 1, tmp_path)  # this one does not
 
 
@@ -160,92 +157,3 @@ def test_the_copy_for_nnunet_holds_the_same_model_and_is_refused_for_a_harmful_o
         export.safe_copy(folder, tmp_path / "other")
     assert not (tmp_path / "other").exists()
     assert not (tmp_path / "harmed").exists()
-
-
-def test_frames_of_one_geometry_are_the_slices_of_one_case(tmp_path):
-    frames = [np.full((2, 4, 5), i, np.float32) for i in range(3)] + [np.full((2, 6, 5), 3, np.float32)]
-    cases = write_cases(frames, [(1.5, 1.0), (1.5, 1.5), (1.5, 1.0), (1.5, 1.0)], ".nii.gz", 2, tmp_path, "model")
-    assert [[f.name for f in files] for files in cases] == [
-        [f"case{k:03d}_0000.nii.gz", f"case{k:03d}_0001.nii.gz"] for k in range(3)]
-    image = nibabel.load(cases[0][1])
-    assert image.header.get_zooms() == pytest.approx((1.0, 1.5, SLICE_SPACING))
-    assert image.shape == (5, 4, 2)
-    assert np.asarray(image.dataobj)[0, 0].tolist() == [0, 2]
-    assert nibabel.load(cases[2][0]).shape == (5, 6, 1)
-    with pytest.raises(EdgesegError, match="model: takes 3 channels, the bundle's frames have 2"):
-        write_cases(frames, [(1.0, 1.0)] * 4, ".nii.gz", 3, tmp_path, "model")
-    with pytest.raises(EdgesegError, match=r"model: was trained on \.png files"):
-        write_cases(frames, [(1.0, 1.0)] * 4, ".png", 2, tmp_path, "model")
-
-
-def masks(folder):
-    return {f.name: np.asarray(nibabel.load(f).dataobj) for f in sorted(folder.glob("case*"))}
-
-
-def test_what_is_timed_writes_what_nnunets_own_command_writes(model, tmp_path):
-    """And makes as many passes of the network as its row says."""
-    rng = np.random.default_rng(0)
-    frames = [np.rint(rng.normal(100, 30, (1, *shape))).astype(np.float32) for shape in ((40, 36), (40, 36), (20, 24))]
-    stored = write_frames(tmp_path / "frames.npz", frames, [(1.5, 1.5)] * 3, frames)
-    subject = Pipeline({"path": str(model), "frames": str(stored), "threads": 1})
-    assert {k: subject.runtime[k] for k in ("folds", "cases", "images", "tiles", "mirrorings")} == {
-        "folds": [0, 1], "cases": 2, "images": 3, "tiles": 2 * 4 + 1, "mirrorings": 4}
-    assert subject.shape == (1, 1, 32, 40)
-    passes = []
-    subject.predictor.network.register_forward_pre_hook(lambda *_: passes.append(1))
-    subject.calls[PLAIN](0)
-    assert len(passes) == 9 * 2  # folds
-    subject.calls[MIRRORED](0)
-    assert len(passes) == 9 * 2 * (1 + 4)
-    mirrored, plain = masks(tmp_path / MIRRORED), masks(tmp_path / PLAIN)
-    assert any((mirrored[name] != plain[name]).any() for name in mirrored)
-    assert run_command(tmp_path, [0, 1], True, 1) > 0
-    command = masks(tmp_path / "command, mirrored")
-    case = Case("case000", "p", np.stack(frames[:2]), (1.5, 1.5), slice_spacing=SLICE_SPACING)
-    labels = open_teacher(f"nnunet:{model}").predict(case)[0]
-    assert command.keys() == mirrored.keys() == {"case000.nii.gz", "case001.nii.gz"}
-    for name in command:
-        np.testing.assert_array_equal(mirrored[name], command[name])
-    np.testing.assert_array_equal(mirrored["case000.nii.gz"].T, labels)
-
-
-def test_a_command_that_fails_is_one_line_with_what_it_said_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(against, "COMMAND", "import sys; print('first'); print('the end'); sys.exit(3)")
-    with pytest.raises(EdgesegError, match=r"^nnUNetv2_predict_from_modelfolder ended with code 3: the end$"):
-        run_command(tmp_path, [0], False, 1)
-    monkeypatch.setattr(against, "COMMAND", "import time; time.sleep(60)")
-    monkeypatch.setattr(against, "COMMAND_TIMEOUT", 0.2)
-    with pytest.raises(EdgesegError, match="not done after"):
-        run_command(tmp_path, [0], False, 1)
-
-
-def test_a_row_says_what_was_measured_and_an_interrupted_one_what_was_not(model, bundle, monkeypatch):
-    def command(scratch, folds, mirrored, threads):
-        if not mirrored:
-            raise KeyboardInterrupt
-        assert len(list((scratch / IMAGES).iterdir())) == 1
-        return 1.5
-
-    monkeypatch.setattr(against, "run_command", command)
-    steps = []
-    mirrored, plain = measure_pipeline(model, open_bundle(bundle), 1, 2,
-                                       lambda what, total: steps.append((what, total)))
-    assert [r.name for r in (mirrored, plain)] == [f"nnU-Net full pipeline, {m}" for m in (MIRRORED, PLAIN)]
-    assert len(steps) == 2 * 2 + 1
-    assert {total for _, total in steps} == {6}
-    for row in (mirrored, plain):
-        assert (row.cases, row.images, row.threads, row.input_shape) == (1, 3, 1, (1, 1, 32, 40))
-        assert len(row.spread) == 2
-        assert row.seconds_per_image == pytest.approx(np.median(row.spread))
-        assert row.passes == row.tiles * 2 * (4 if row.mirrored else 1)
-    assert (mirrored.seconds_with_start_up, mirrored.complete) == (1.5, True)
-    assert (plain.seconds_with_start_up, plain.complete) == (None, False)
-    assert json.loads(one_line(mirrored))["tiles"] == mirrored.tiles
-
-
-def test_a_pipeline_that_does_not_start_is_one_line(tmp_path, bundle):
-    folder = volume_folder(tmp_path / "model")
-    shutil.rmtree(folder / "fold_0")
-    with pytest.raises(EdgesegError, match=r"does not start: .*no fold_\*/checkpoint_final\.pth") as caught:
-        measure_pipeline(folder, open_bundle(bundle), 1)
-    assert "\n" not in str(caught.value)

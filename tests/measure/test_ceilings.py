@@ -12,17 +12,15 @@ from openvino import opset13 as op
 from edgeseg.container import open_bundle, write_sums
 from edgeseg.errors import EdgesegError
 from edgeseg.measure import probe
-from edgeseg.measure.ceilings import ceiling, golden_input, measure_ceilings
+from edgeseg.measure.ceilings import golden_input, measure_ceilings
 from edgeseg.measure.graph_cost import (
     COSTLIEST,
-    Cost,
     bytes_of,
     executed_nodes,
     model_macs,
     network_cost,
     settings,
 )
-from edgeseg.measure.probe import Peak
 from edgeseg.runtime.cpu import native_bf16
 
 PAD = [1, 1]
@@ -32,7 +30,7 @@ from pathlib import Path
 from edgeseg.container import open_bundle
 from edgeseg.measure.ceilings import measure_ceilings
 from edgeseg.measure.document import one_line
-found = measure_ceilings(open_bundle(Path(sys.argv[1])), 1, 0.02)
+found = measure_ceilings(open_bundle(Path(sys.argv[1])), (1,), seconds_per_probe=0.02)
 print(json.dumps({"clean": "openvino" not in sys.modules, "found": json.loads(one_line(found))}))
 """
 
@@ -138,29 +136,19 @@ def test_the_five_costliest_layers_are_layers_of_the_graph(tmp_path):
     assert {name for n in nodes for name in n.originals} >= set(HAND)
 
 
-def test_the_floor_is_the_longer_of_arithmetic_and_memory():
-    peak = Peak(fp32_gmacs=50, bf16_gmacs=100, int8_gmacs=200, bandwidth_gb_s=10, threads=1, kernels={})
-    found = ceiling("fp32", Cost(100_000_000, 2_000_000, 8_000_000, 1, 1.0, ()), peak)
-    assert (found.bytes, found.compute_ms, found.memory_ms, found.floor_ms) == (10_000_000, 2.0, 1.0, 2.0)
-    assert found.bound == "compute"
-    assert found.gmacs_at(4.0) == 25
-    assert found.share_of_peak(4.0) == found.share_of_floor(4.0) == 0.5
-    found = ceiling("int8", Cost(100_000_000, 2_000_000, 8_000_000, 1, 1.0, ()), peak)
-    assert (found.compute_ms, found.floor_ms, found.bound) == (0.5, 1.0, "memory")
-    assert (found.share_of_peak(2.0), found.share_of_floor(2.0)) == (0.25, 0.5)
-
-
 def test_a_bundle_has_a_ceiling_for_each_precision_and_the_parent_stays_clean(whole):
     assert whole["clean"]
     found = whole["found"]
+    peak, = found["peaks"]
     assert [row["precision"] for row in found["rows"]] == ["fp32", *["bf16"] * native_bf16(), "int8"]
     for row in found["rows"]:
         assert row["macs"] == row["cost"]["macs"] == 4 * 32 * 32
-        assert row["compute_ms"] == pytest.approx(row["macs"] / found["peak"][f"{row['precision']}_gmacs"] / 1e6)
-        assert row["memory_ms"] == pytest.approx(row["bytes"] / found["peak"]["bandwidth_gb_s"] / 1e6)
+        floor, = row["floors"]
+        assert floor["compute_ms"] == pytest.approx(row["macs"] / peak[f"{row['precision']}_gmacs"] / 1e6)
+        assert floor["memory_ms"] == pytest.approx(row["bytes"] / peak["bandwidth_gb_s"] / 1e6)
         assert row["cost"]["layers"]
-    assert set(found["peak"]["kernels"]) == {row["precision"] for row in found["rows"]}
-    assert (found["peak"]["bf16_gmacs"] is not None) == native_bf16()
+    assert set(peak["kernels"]) == {row["precision"] for row in found["rows"]}
+    assert (peak["bf16_gmacs"] is not None) == native_bf16()
     assert "data sheet" in found["method"]
 
 
@@ -176,8 +164,40 @@ def test_the_last_level_caches_are_added_up_and_counted_once(tmp_path):
             folder.mkdir(parents=True)
             for name, text in (("level", level), ("size", size), ("shared_cpu_list", shared)):
                 (folder / name).write_text(f"{text}\n")
-    assert probe.last_level_cache(tmp_path) == 32 * 2**20
+    def found(*allowed):
+        return probe.last_level_cache(tmp_path, set(allowed)) // 2**20
+
+    assert found(0, 1, 2, 3) == 32
+    assert (found(0), found(0, 1), found(2, 3), found(1, 2)) == (16, 16, 16, 32)  # only what is behind allowed CPUs
+    assert found(7) == probe.UNKNOWN_CACHE // 2**20
     assert probe.last_level_cache(tmp_path / "absent") == probe.UNKNOWN_CACHE
+
+
+def test_the_caches_are_those_of_the_cpus_of_this_process(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(probe.cpus, "allowed_cpus", lambda: asked.append("allowed") or {5})
+    folder = tmp_path / "cpu5" / "cache" / "index2"
+    folder.mkdir(parents=True)
+    for name, text in (("level", "2"), ("size", "512K"), ("shared_cpu_list", "5")):
+        (folder / name).write_text(text)
+    assert (probe.last_level_cache(tmp_path), asked) == (512 * 2**10, ["allowed"])
+
+
+def test_arrays_are_larger_than_the_cache_and_never_more_than_a_quarter_of_the_memory():
+    assert probe.array_length(2**20, 2**34) == 4 * 2**20 // 8
+    assert probe.array_length(2**28, 12 * 2**20) == 2**20 // 8
+    for cache, memory in ((2**20, 2**34), (2**28, 10**9), (2**30, 123_456_789)):
+        assert 3 * 8 * probe.array_length(cache, memory) <= memory / 4
+    assert probe.array_length(2**20, 0) == 1
+
+
+@pytest.mark.parametrize(("available", "length"), [(12 * 8 * 1000, 1000), (None, 4 * 2**18 // 8)])
+def test_bandwidth_takes_no_more_than_the_memory_that_is_left(monkeypatch, available, length):
+    taken, ones = [], np.ones
+    monkeypatch.setattr(probe.environment, "available_memory", lambda: available)
+    monkeypatch.setattr(probe.np, "ones", lambda size: taken.append(size) or ones(size))
+    assert probe.bandwidth(2, 0.001, cache=2**18) > 0
+    assert taken == [length] * 3
 
 
 def test_the_input_is_a_golden_frame_in_the_networks_grid(bundle):
@@ -194,13 +214,13 @@ def test_the_input_is_a_golden_frame_in_the_networks_grid(bundle):
 ])
 def test_impossible_numbers_are_refused(bundle, threads, seconds, message):
     with pytest.raises(EdgesegError, match=message):
-        measure_ceilings(open_bundle(bundle), threads, seconds)
+        measure_ceilings(open_bundle(bundle), (threads,), seconds_per_probe=seconds)
 
 
 def test_a_bundle_without_frames_is_refused(tmp_path):
     path = tiny_bundle.make_bundle(tmp_path / "empty.edgeseg", frames=0, precisions=("fp32",))
     with pytest.raises(EdgesegError, match=r"golden\.npz is empty"):
-        measure_ceilings(open_bundle(path), 1)
+        measure_ceilings(open_bundle(path), (1,))
 
 
 def test_a_network_that_does_not_load_is_one_line(tmp_path):
@@ -208,5 +228,5 @@ def test_a_network_that_does_not_load_is_one_line(tmp_path):
     Path(path / "model.fp32.xml").write_text("no network")
     write_sums(path)
     with pytest.raises(EdgesegError, match=r"broken\.edgeseg: the ceilings cannot be measured") as caught:
-        measure_ceilings(open_bundle(path), 1, 0.01)
+        measure_ceilings(open_bundle(path), (1,), seconds_per_probe=0.01)
     assert "\n" not in str(caught.value)

@@ -1,13 +1,30 @@
 import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 
 import pytest
 import tiny_bundle
 
+from edgeseg import child
 from edgeseg.container import open_bundle
 from edgeseg.errors import EdgesegError
-from edgeseg.measure.cross_check import benchmark_app, cross_check, plain_value, why_not
+from edgeseg.measure.cross_check import MISSING, benchmark_app, cross_check, plain_value, why_not
 from edgeseg.measure.document import one_line
 
+AVAILABLE = """
+import sys
+from edgeseg.errors import EdgesegError
+from edgeseg.measure.cross_check import check_available
+try:
+    check_available()
+    print("there")
+except EdgesegError as error:
+    print(error)
+print("openvino" in sys.modules)
+"""
 SAME = {"edgeseg": {"NUM_STREAMS": "1"}, "benchmark_app": {"NUM_STREAMS": "1"}}
 
 
@@ -64,10 +81,39 @@ def test_a_missing_benchmark_app_names_the_command_that_installs_it(tmp_path, mo
         benchmark_app([], tmp_path)
 
 
+@pytest.mark.parametrize("parts", [(), ("openvino",), ("openvino", "tools"), ("openvino", "tools", "benchmark")])
+def test_whether_benchmark_app_is_there_is_known_without_an_import(tmp_path, parts):
+    """`parts`: of an openvino without it, which comes before the real one and would fail to be imported."""
+    folder, environment = tmp_path, child.environment()
+    for part in parts:
+        (folder := folder / part).mkdir()
+        (folder / "__init__.py").write_text("raise RuntimeError('imported')")
+    environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment['PYTHONPATH']}"
+    done = subprocess.run([sys.executable, "-P", "-c", AVAILABLE], capture_output=True, text=True, check=True,
+                          env=environment)
+    assert done.stdout.splitlines() == [MISSING if parts else "there", "False"]
+
+
+def test_a_missing_benchmark_app_is_found_before_anything_is_measured(bundle, monkeypatch):
+    monkeypatch.setattr("edgeseg.measure.cross_check.find_spec", lambda name: None)
+    with pytest.raises(EdgesegError, match="pip install --force-reinstall openvino"):
+        cross_check(bundle, "fp32", threads=0)  # not even looked at
+
+
 def test_a_benchmark_app_that_fails_is_one_line(tmp_path):
     with pytest.raises(EdgesegError, match="benchmark_app did not measure") as caught:
         benchmark_app(["-m", str(tmp_path / "absent.xml")], tmp_path)
     assert "\n" not in str(caught.value)
+    assert tempfile.gettempdir() not in str(caught.value)
+
+
+def test_a_network_that_does_not_load_is_named_without_its_folder(bundle, tmp_path):
+    shutil.copytree(bundle.path, tmp_path / "broken.edgeseg")
+    (tmp_path / "broken.edgeseg" / "model.fp32.xml").write_text("no network")
+    broken = type(bundle)(tmp_path / "broken.edgeseg", bundle.manifest, bundle.files)
+    with pytest.raises(EdgesegError, match=r"broken\.edgeseg: model\.fp32\.xml cannot be cross-checked") as caught:
+        cross_check(broken, "fp32", 1)
+    assert str(caught.value).count(tempfile.gettempdir()) == 1
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -33,7 +33,7 @@ def result(bundle, seen):
 
 
 def test_both_ways_are_measured_in_turns(result, seen):
-    assert result.complete
+    assert (result.complete, result.interrupted) == (True, False)
     assert (result.slices, result.phases) == (3, 4)
     assert [r.name for r in result.rows] == [SEQUENTIAL, f"{default_threads()} stream{'s' * (default_threads() > 1)}"]
     assert [(b.round, b.mode) for b in seen].count((1, "exam")) == 2
@@ -81,13 +81,42 @@ def test_the_exam_is_one_image_of_the_bundles_own_frames(bundle, tmp_path):
 def test_an_interrupted_exam_keeps_what_it_has(bundle, monkeypatch):
     monkeypatch.setattr(exam_module, "BLOCK_SECONDS", 0.01)
 
+    seen = []
+
     def stop(block):
+        seen.append(block)
+        if len(seen) == 3:  # of the four of a round: at least one is of files to masks, at least one of the network
+            raise KeyboardInterrupt
+
+    result = measure_exam(bundle, 1, 1, slices=1, phases=2, rounds=3, on_block=stop)
+    assert (result.complete, result.interrupted, len(seen)) == (False, True, 3)
+    assert len({(b.row, b.mode) for b in seen}) == 3
+    for row in result.rows:
+        kept = {b.mode: b for b in seen if b.row == row.name}
+        exam, network = kept.get("exam"), kept.get("network")
+        assert row.failed is None
+        assert row.spread == (() if exam is None else tuple(exam.ms / 1000))
+        assert row.seconds == (None if exam is None else pytest.approx(np.median(exam.ms) / 1000))
+        assert row.cpu_s == (None if exam is None else pytest.approx(exam.cpu_s / len(exam.ms)))
+        assert row.images_per_second == (None if exam is None else pytest.approx(2 / row.seconds))
+        assert row.network_images_per_second == (
+            None if network is None else pytest.approx(2000 / np.median(network.ms)))
+    one_line(result)  # what was not measured is no obstacle
+
+
+def test_an_exam_interrupted_in_its_first_block_keeps_that_one(bundle, monkeypatch):
+    monkeypatch.setattr(exam_module, "BLOCK_SECONDS", 0.01)
+    seen = []
+
+    def stop(block):
+        seen.append(block)
         raise KeyboardInterrupt
 
     result = measure_exam(bundle, 1, 1, slices=1, phases=2, rounds=3, on_block=stop)
-    assert not result.complete
-    assert sum(len(r.spread) > 0 for r in result.rows) <= 1
-    one_line(result)  # what was not measured is no obstacle
+    assert (result.complete, result.interrupted, len(seen)) == (False, True, 1)
+    numbers = {(r.name, mode): n for r in result.rows
+               for mode, n in (("exam", r.seconds), ("network", r.network_images_per_second))}
+    assert {key for key, n in numbers.items() if n is not None} == {(seen[0].row, seen[0].mode)}
 
 
 @pytest.mark.parametrize(("options", "message"), [

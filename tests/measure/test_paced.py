@@ -1,14 +1,16 @@
 import signal
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_bundle
 
 from edgeseg.errors import EdgesegError
-from edgeseg.measure import paced, worker
+from edgeseg.measure import paced, stress, worker
 from edgeseg.measure.document import one_line
-from edgeseg.measure.paced import deadlines, measure_paced
+from edgeseg.measure.paced import check_paced, deadlines, measure_paced
 from edgeseg.measure.turns import Job, write_frames
 from edgeseg.runtime import threads
 
@@ -58,16 +60,6 @@ def test_a_subject_slower_than_the_stream_misses_every_deadline_and_skips_nothin
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
-def test_frames_keep_their_schedule(frames):
-    found = measure_paced(Job("empty", "", frames), rate=200, seconds=0.2)
-    assert (found.frames, found.rate, found.seconds) == (40, 200, 0.2)
-    assert found.complete
-    assert 0 <= found.missed <= 40
-    assert found.missed >= found.max_queue  # only an overdue frame makes others wait
-    assert (found.worst_lateness_ms > 0) == (found.missed > 0)
-    assert '"quota": null' in one_line(found)
-
-
 class Clock:
     """A clock that moves only when somebody sleeps or works."""
 
@@ -80,19 +72,73 @@ class Clock:
         self.now += seconds
 
 
-def test_frames_that_waited_are_computed_at_once_and_the_schedule_does_not_move(monkeypatch):
-    class Subject:
-        count, taken, seconds = 3, [], [0.25, 0.25, 0.25, 1.25, 0.125, 0.125, 0.125, 0.125, 0.125]
+class Subject:
+    """Calls that take the given seconds, one after the other; `taken`: when each began, and which frame it was of."""
 
-        def call(self, i):
-            clock.now += self.seconds[len(self.taken)]
-            self.taken.append(i)
+    count = 3
 
-    clock, subject = Clock(), Subject()
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds, self.taken = clock, seconds, []
+        self.calls = {"network": self.call}
+
+    def call(self, i):
+        self.taken.append((self.clock.now, i))
+        self.clock.now += self.seconds[len(self.taken) - 1]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
     monkeypatch.setattr(worker, "time", clock)
-    subject.calls = {"network": subject.call}
+    return clock
+
+
+@pytest.fixture
+def paced_here(clock, monkeypatch):
+    """measure_paced at 4 frames a second with the worker's own stream on the clock, in this process."""
+    def measure(seconds):
+        subject = Subject(clock, [0.25] * paced.DISCARD + seconds)
+
+        @contextmanager
+        def started(job):
+            reports = []
+
+            def ask(token, timeout):
+                reports.append(worker.stream(subject, **token))
+                return next(reports[0])
+
+            yield SimpleNamespace(ready={"modes": ["network"]}, ask=ask, answer=lambda timeout: next(reports[0]))
+
+        monkeypatch.setattr(paced, "started", started)
+        found = measure_paced(Job("", "", ""), rate=4, seconds=len(seconds) / 4)
+        return found, [began for began, _ in subject.taken[paced.DISCARD:]]
+    return measure
+
+
+def test_each_frame_is_begun_when_it_arrives_and_its_time_counts_from_there(paced_here):
+    found, began = paced_here([0.125] * 12)
+    start = 8 + 0.25 * paced.DISCARD
+    assert began == [start + k / 4 for k in range(12)]
+    assert (found.frames, found.missed, found.worst_lateness_ms, found.max_queue, found.complete) == (12, 0, 0, 0, True)
+    assert (found.latency.n, found.latency.p50_ms, found.latency.max_ms) == (12, 125, 125)
+    assert (found.rate, found.seconds, found.stress) == (4, 3, 0)
+    assert '"quota": null' in one_line(found)
+
+
+def test_a_frame_that_takes_a_whole_period_is_just_in_time_and_one_that_takes_more_is_not(paced_here):
+    found, began = paced_here([0.25] * 8)
+    assert np.diff(began).tolist() == [0.25] * 7
+    assert (found.missed, found.worst_lateness_ms, found.max_queue, found.latency.max_ms) == (0, 0, 0, 250)
+    found, began = paced_here([0.25, 0.375, 0.125, 0.25])
+    assert np.diff(began).tolist() == [0.25, 0.375, 0.125]  # the third waits an eighth, the fourth is on time again
+    # frames 1 and 3 of 0..3: 375 ms, then 125 ms after a wait of 125
+    assert (found.missed, found.worst_lateness_ms, found.latency.max_ms) == (1, 125, 375)
+
+
+def test_frames_that_waited_are_computed_at_once_and_the_schedule_does_not_move(clock):
+    subject = Subject(clock, [0.25, 0.25, 0.25, 1.25, 0.125, 0.125, 0.125, 0.125, 0.125])
     reports = list(worker.stream(subject, "network", rate=2, frames=7, discard=2))
-    assert subject.taken == [0, 1, 0, 1, 2, 0, 1, 2, 0]
+    assert [i for _, i in subject.taken] == [0, 1, 0, 1, 2, 0, 1, 2, 0]
     start = 8.5  # after the calls that are not counted
     assert [r["start"] for r in reports] == [start] * len(reports)
     assert [r["done"] for r in reports] == [False] * (len(reports) - 1) + [True]
@@ -161,6 +207,10 @@ def test_ctrl_c_before_the_first_frame_gives_an_empty_stream(frames, monkeypatch
     ({"rate": float("inf")}, "must be above 0 and finite"),
     ({"seconds": 0}, "must be above 0"),
     ({"seconds": float("inf")}, "must be above 0 and finite"),
+    ({"rate": 10_001}, "--rate 10001: at most 10000 frames a second"),
+    ({"rate": 50, "seconds": 200_001}, "--rate 50 for --rate-seconds 200001: at most 10000000 frames in all"),
+    ({"seconds": 1e308}, "at most 10000000 frames in all"),
+    ({"stress": 100_000}, "--stress 100000: at most "),
     ({"stress": -1}, "--stress -1: the number of busy processes cannot be negative"),
     ({"quota": 0}, "--quota 0: must be at least 0.01 CPUs"),
     ({"quota": float("nan")}, "--quota nan: must be"),
@@ -168,6 +218,19 @@ def test_ctrl_c_before_the_first_frame_gives_an_empty_stream(frames, monkeypatch
 def test_impossible_streams_are_refused(frames, options, message):
     with pytest.raises(EdgesegError, match=message) as caught:
         measure_paced(Job("empty", "", frames), **{"rate": 10, "seconds": 1} | options)
+    assert "\n" not in str(caught.value)
+    assert not children()
+
+
+def test_the_largest_stream_that_makes_sense_is_allowed():
+    check_paced(10_000, 1000, 64 * len(threads.allowed_cpus()))
+
+
+def test_a_quota_that_cannot_be_had_is_found_before_the_job_starts(frames, monkeypatch):
+    monkeypatch.setattr(stress, "groups", lambda process, root: (Path("/proc"), Path("/proc")))  # holds no new folder
+    monkeypatch.setattr(paced, "started", None)
+    with pytest.raises(EdgesegError, match="--quota 1: ") as caught:
+        measure_paced(Job("empty", "", frames), rate=10, seconds=1, quota=1)
     assert "\n" not in str(caught.value)
     assert not children()
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgeseg.errors import EdgesegError
-from edgeseg.measure.stress import Quota, Stress, groups
+from edgeseg.measure import stress as module
+from edgeseg.measure.stress import MOST_PER_CPU, Quota, Stress, check_quota, groups
 from edgeseg.runtime import threads
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
@@ -75,6 +76,15 @@ def test_less_than_no_stress_is_refused():
         Stress(-1)
 
 
+def test_more_stress_than_the_machine_bears_is_refused_before_a_process_starts(monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    most = MOST_PER_CPU * len(threads.allowed_cpus())
+    with pytest.raises(EdgesegError, match=f"--stress {most + 1}: at most {most} busy processes, 64 for") as caught:
+        Stress(most + 1)
+    assert "\n" not in str(caught.value)
+    assert Stress(most).count == most
+
+
 def test_when_no_process_starts_those_that_did_are_ended(monkeypatch):
     began, popen = [], subprocess.Popen
 
@@ -130,6 +140,25 @@ def test_a_quota_is_lifted_after_a_failure_and_after_the_end_of_its_process(slee
     assert not quota.group.exists()
 
 
+def test_a_quota_that_can_be_had_is_tried_out_and_leaves_nothing(sleeper, monkeypatch):
+    tried = []
+
+    class Watched(Quota):
+        def __enter__(self):
+            super().__enter__()
+            tried.append((self.pid, self.group, threads.cpu_quota(group_of(self.pid))))
+            return self
+
+    monkeypatch.setattr(module, "Quota", Watched)
+    before = group_of(os.getpid()).read_text()
+    check_quota(0.5)
+    (pid, group, limit), = tried
+    assert (limit, pid == os.getpid()) == (0.5, False)  # this process itself is never held back
+    assert not group.exists()
+    assert not stat(pid)
+    assert group_of(os.getpid()).read_text() == before
+
+
 def test_a_quota_for_a_process_that_is_gone_leaves_no_group(sleeper):
     sleeper.kill()
     sleeper.wait()
@@ -177,6 +206,17 @@ def test_a_read_only_group_is_refused():
     quota.group = Path("/proc/edgeseg")  # nobody, not even root, makes a folder there
     with pytest.raises(EdgesegError, match="--quota 1: this system does not let you limit a process: /proc/edgeseg"):
         quota.__enter__()
+
+
+@LINUX
+def test_the_check_finds_a_group_that_cannot_be_made(monkeypatch):
+    began, popen = [], subprocess.Popen
+    monkeypatch.setattr(module, "groups", lambda process, root: (Path("/proc"), Path("/proc")))
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kw: began.append(popen(*args, **kw)) or began[-1])
+    with pytest.raises(EdgesegError, match="this system does not let you limit a process: /proc/edgeseg") as caught:
+        check_quota(1)
+    assert "\n" not in str(caught.value)
+    assert [p.returncode for p in began] == [-signal.SIGKILL]
 
 
 @pytest.mark.parametrize(("process", "files", "own", "above"), [
