@@ -1,9 +1,10 @@
 """Bench: latency of a bundle on this CPU, every runtime and precision in one interleaved run, with its verdict.
 
-Method: each row in its own process without torch, on the bundle's golden frames (phantoms in native grids, never
-zeros); single stream (the next frame when the last is done); turns of at least half a second in an order drawn anew
-each round, the first five calls of each not counted (turns.py). A speed-up is the geometric mean over rounds of the
-ratio of block medians, with a bootstrap interval over the rounds: a machine that drifts favours nobody.
+Method: each row in its own process, without torch unless it is the row's runtime, on the bundle's golden frames
+(phantoms, never zeros) as its scanner would send them; single stream (the next frame when the last is done); turns of
+at least half a second in an order drawn anew each round, the first five calls of each not counted. A speed-up is
+the geometric mean over rounds of the ratio of block medians, with a bootstrap interval over the rounds: a machine that
+drifts favours nobody.
 """
 
 import math
@@ -26,6 +27,7 @@ from edgeseg.measure.turns import BLOCK_SECONDS, DISCARD, Job, Worker, WorkerErr
 from edgeseg.runtime import threads as limits
 from edgeseg.runtime.backends import CANDIDATES, model_file
 from edgeseg.runtime.cpu import native_bf16
+from edgeseg.runtime.frame_graph import bring
 
 SCHEMA = "edgeseg.bench/2"
 RUNTIMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
@@ -107,16 +109,18 @@ def bench_bundle(path: Path, extra: Sequence[RowSpec] = (), threads: Sequence[in
     chosen = labelled(f"student OpenVINO {choose_precision(bundle, 'openvino', counts[-1]).upper()}", counts[-1],
                       len(counts) > 1)
     result.default_row = chosen if chosen in names else names[0]
-    result.frames = len(golden_frames(bundle.file("golden.npz"))[0])
-    result.about = {"bundle": bundle.path.name, "threads": counts, "seed": seed,
+    raw, _, what = scanner_frames(bundle)
+    result.frames = len(raw)
+    result.about = {"bundle": bundle.path.name, "input": f"phantom frames: {what}", "threads": counts, "seed": seed,
                     "against": sorted({Path(s.job.path).name for s in extra}) or None}
     return result
 
 
 def stored_frames(bundle: Any, folder: Path) -> str:
     """The input file of every worker: the bundle's own phantom frames, raw and as its network takes them."""
-    frames, spacings = golden_frames(bundle.file("golden.npz"))
-    canvases = [bundle.preprocessing.to_canvas(f[None], s)[0] for f, s in zip(frames, spacings, strict=True)]
+    frames, spacings, _ = scanner_frames(bundle)
+    canvases = [bundle.preprocessing.to_canvas(np.asarray(f[None], np.float32), s)[0]
+                for f, s in zip(frames, spacings, strict=True)]
     return str(turns.write_frames(folder / "frames.npz", frames, spacings, canvases))
 
 
@@ -155,6 +159,20 @@ def bundle_rows(bundle: Any, frames: str) -> list[RowSpec]:
             rows.append(RowSpec(f"student {label} {precision.upper()}", "student",
                                 Job("bundle", str(bundle.path), frames, backend, precision), fp32))
     return rows
+
+
+def scanner_frames(bundle: Any) -> tuple[list[np.ndarray], list[tuple[float, float]], str]:
+    """Raw frames [C, H, W] as they come to this bundle, their spacings in mm, and what they are.
+
+    Its phantom frames, brought to the first protocol that it has a frame graph for: that is what its scanner sends.
+    Without one in their own grids.
+    """
+    frames, spacings = golden_frames(bundle.file("golden.npz"))
+    if not bundle.manifest.frames:
+        return frames, spacings, "native grids, resampled outside the network"
+    protocol = bundle.manifest.frames[0]
+    brought = [bring(f, s, protocol) for f, s in zip(frames, spacings, strict=True)]
+    return brought, [protocol.spacing] * len(brought), f"{protocol.name}, in its frame graph where there is one"
 
 
 def golden_frames(path: Path) -> tuple[list[np.ndarray], list[tuple[float, float]]]:

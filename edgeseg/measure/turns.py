@@ -155,7 +155,8 @@ class Worker:
 
 def take_turns(workers: Mapping[str, Worker], rounds: int, seconds: float = BLOCK_SECONDS, discard: int = DISCARD,
                seed: int = 0, on_block: Callable[[Block], None] | None = None) -> Turns:
-    """In each round every mode of every worker has one block, in an order drawn anew each round.
+    """In each round every mode of every worker has one block, mode after mode, so that what is compared stands close in
+    time; the order is drawn anew each round.
 
     Ctrl-C ends the run with what there is (`complete` is False). A worker that fails leaves; the others go on.
 
@@ -163,10 +164,12 @@ def take_turns(workers: Mapping[str, Worker], rounds: int, seconds: float = BLOC
         KeyboardInterrupt: Ctrl-C before the first block: there is nothing to end the run with.
     """
     turns, rng = Turns(), np.random.default_rng(seed)
-    entries = [(row, mode) for row, worker in workers.items() for mode in worker.ready["modes"]]
+    modes = {mode: [r for r, w in workers.items() if mode in w.ready["modes"]]
+             for mode in sorted({m for w in workers.values() for m in w.ready["modes"]})}
     try:
         for number in range(rounds):
-            for row, mode in (entries[i] for i in rng.permutation(len(entries))):
+            drawn = [(str(row), str(m)) for m in rng.permutation(list(modes)) for row in rng.permutation(modes[m])]
+            for row, mode in drawn:
                 if row in turns.failed:
                     continue
                 energy = environment.energy_uj()

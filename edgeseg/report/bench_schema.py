@@ -53,6 +53,7 @@ class Document:
     interrupted: bool
     device: Literal["cpu"]
     bundle: str
+    input: str
     threads: list[int]
     seed: int
     against: list[str] | None

@@ -60,7 +60,8 @@ def number(value: float | None, digits: int = 2) -> str:
 def remarks(result: FullBench) -> list[str]:
     """What has to be said under the tables, a line each."""
     rows = result.rows
-    lines = ["whole    a raw frame in its own grid to its label map; network: the inference alone, input "
+    lines = [f"input    {rows.about.get('input', 'phantom frames')}",
+             "whole    a raw frame in its own grid to its label map; network: the inference alone, input "
              + ", ".join(f"{size} ({', '.join(names)})" for size, names in inputs(rows).items()), *ratios(rows),
              *memory(rows), *machine(rows), *not_given(rows)]
     lines += [line for part, say in SAY.items() if getattr(result, part) is not None

@@ -1,13 +1,16 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_bundle
 
+from edgeseg.container import open_bundle
 from edgeseg.errors import EdgesegError
+from edgeseg.manifest import FrameProtocol
 from edgeseg.measure import bench as bench_module
-from edgeseg.measure.bench import RowSpec, bench_bundle
+from edgeseg.measure.bench import RowSpec, bench_bundle, scanner_frames
 from edgeseg.measure.document import one_line
 from edgeseg.measure.turns import Job
 from edgeseg.runtime.cpu import cpu_class, native_bf16
@@ -96,6 +99,20 @@ def test_several_thread_counts_are_rows_compared_within_each(bundle, teacher, mo
     assert row.settings["INFERENCE_NUM_THREADS"] == "1"
     assert result.default_row.endswith(", 2 threads")
     assert result.default.threads == 2
+
+
+def test_frames_come_as_the_scanner_of_the_bundles_protocol_sends_them(bundle):
+    opened = open_bundle(bundle)
+    frames, _, what = scanner_frames(opened)
+    assert [f.dtype for f in frames] == [np.float32] * 3
+    assert "native grids" in what
+    protocol = FrameProtocol(name="60x50@1.2-uint16", size=(60, 50), spacing=(1.2, 1.2), dtype="uint16", back="logits")
+    with_protocol = SimpleNamespace(manifest=SimpleNamespace(frames=(protocol,)), file=opened.file)
+    brought, grids, what = scanner_frames(with_protocol)
+    assert [(f.shape, f.dtype.name) for f in brought] == [((1, 60, 50), "uint16")] * 3
+    assert grids == [(1.2, 1.2)] * 3
+    assert protocol.name in what
+    assert all(f.any() for f in brought)
 
 
 def test_memory_is_recorded_for_each_row(result):
