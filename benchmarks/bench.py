@@ -54,7 +54,8 @@ def disagreement(first: Bench, again: Bench) -> dict[str, tuple[float, float, fl
     for row in first.rows:
         for other, ratio in row.speed_up.items():
             second = again.row(row.name).speed_up[other]
-            found[f"{row.name} / {other}"] = (ratio.value, second.value, abs(second.value / ratio.value - 1))
+            if ratio.n and second.n:
+                found[f"{row.name} / {other}"] = (ratio.value, second.value, abs(second.value / ratio.value - 1))
     return found
 
 

@@ -47,7 +47,8 @@ def choose_precision(bundle: Bundle, backend: str, threads: int | None = None) -
     One other than FP32 is taken if it passed admission, and if the interval of its speed over FP32 lies above 1 on a
     CPU of this class: in the manifest, else in this machine's own record. Of several the one with the least median.
     All are measured with the default number of threads: with another (`threads`) nothing is known. A replay of this
-    runtime that disagreed on this machine means FP32, whoever measured the speed.
+    runtime that disagreed on this machine means FP32, whoever measured the speed. A bundle with frame graphs is never
+    run in bf16, in which there are none: resampling outside the graph costs more than bf16 saves.
     """
     admission = bundle.manifest.measured.admission
     if admission is None:
@@ -66,7 +67,7 @@ def choose_precision(bundle: Bundle, backend: str, threads: int | None = None) -
               and row.over_fp32 is not None and row.over_fp32.low is not None and row.over_fp32.low > 1
               and admission.admitted(backend, row.precision)
               and model_file(backend, row.precision) in bundle.files
-              and (row.precision != "bf16" or (backend == "openvino" and native_bf16()))]
+              and (row.precision != "bf16" or (backend == "openvino" and native_bf16() and not bundle.manifest.frames))]
     return min(faster, key=lambda row: row.median_ms).precision if faster else "fp32"
 
 

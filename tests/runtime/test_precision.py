@@ -2,13 +2,14 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import tiny_bundle
 
 from edgeseg.container import SUMS, open_bundle
 from edgeseg.errors import EdgesegError
-from edgeseg.manifest import CpuClass
+from edgeseg.manifest import CpuClass, FrameProtocol
 from edgeseg.runtime import cpu, precision
 from edgeseg.runtime.precision import LocalRecord, bundle_key, choose_precision, cpu_class, local_record, native_bf16
 
@@ -71,6 +72,16 @@ def test_of_several_the_one_with_the_least_median_is_taken(bundle, monkeypatch, 
     monkeypatch.setattr(precision, "native_bf16", lambda: True)
     found = tiny_bundle.speeds(cpu_class(), {"openvino int8": 1.5, "openvino bf16": 1.2}, {"openvino int8": int8_ms})
     assert choose_precision(bundle(tiny_bundle.admission(), found), "openvino") == expected
+
+
+def test_bf16_has_no_frame_graphs_and_is_not_taken_where_the_bundle_has_some(bundle, monkeypatch):
+    monkeypatch.setattr(precision, "native_bf16", lambda: True)
+    made = bundle(tiny_bundle.admission(), tiny_bundle.speeds(
+        cpu_class(), {"openvino int8": 1.2, "openvino bf16": 1.5}, {"openvino int8": 1.1, "openvino bf16": 0.5}))
+    assert choose_precision(made, "openvino") == "bf16"
+    protocol = FrameProtocol(name="a", size=(60, 50), spacing=(1.2, 1.2), dtype="uint16", back="logits")
+    framed = replace(made, manifest=made.manifest.model_copy(update={"frames": (protocol,)}))
+    assert choose_precision(framed, "openvino") == "int8"
 
 
 def test_bf16_is_never_taken_where_it_is_not_native(bundle, monkeypatch):
