@@ -28,8 +28,12 @@ demo: $(INSTALLED)
 # thread pools), and no product process loads all three either.
 FOLDERS := $(sort $(dir $(wildcard tests/*/test_*.py)))
 
+# Two folders at a time; what a folder said comes when it has ended.
+JOBS ?= 2
+
 test: $(INSTALLED)
-	@set -e; for folder in $(FOLDERS); do echo "$$folder"; $(PY) -m pytest -q -m "not soak" "$$folder"; done
+	@printf '%s\n' $(FOLDERS) | xargs -P $(JOBS) -I{} sh -c 'log=$$(mktemp); \
+	  $(PY) -m pytest -q -m "not soak" {} > "$$log" 2>&1; code=$$?; echo {}; cat "$$log"; rm -f "$$log"; exit $$code'
 
 # The mass forms: many random protocols, every rung in both runtimes, ...
 soak: $(INSTALLED)
