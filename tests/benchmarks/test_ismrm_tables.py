@@ -69,6 +69,7 @@ def test_table_1_has_the_teacher_and_both_precisions_of_the_student_with_dice_an
     assert set(found["minus_teacher"]) == set(names[2:])
 
 
+@pytest.mark.soak
 def test_what_is_finished_is_not_made_again_and_more_ratios_share_one_bench(table1):
     work = table1 / "work"
     shutil.copytree(work / "expansion-4", work / "expansion-2")  # as if it had been trained
@@ -116,6 +117,7 @@ def test_table_2_pairs_every_cell_with_the_student_without_distillation(table2):
     assert found["expansion"] == 8
 
 
+@pytest.mark.soak
 def test_an_interrupted_run_is_gone_on_with(table2):
     work, name = table2[0] / "work", "x8-t2-w0.5-s0"
     weights = (work / name / "student.safetensors").read_bytes()
