@@ -23,9 +23,10 @@ from edgeseg.container import Bundle, open_bundle
 from edgeseg.distill.against import torch_job
 from edgeseg.distill.run import Run
 from edgeseg.errors import EdgesegError
-from edgeseg.measure.bench import Bench, Row, RowSpec, allowed_threads, golden_frames, measure
+from edgeseg.measure.bench import Bench, allowed_threads, golden_frames, measure
 from edgeseg.measure.document import write_json, write_text
 from edgeseg.measure.evaluate import Evaluation, evaluate_bundle
+from edgeseg.measure.rows import Row, RowSpec
 from edgeseg.measure.statistics import Difference, Interval, paired_difference
 from edgeseg.measure.turns import Job, write_frames
 from edgeseg.readers import open_data
