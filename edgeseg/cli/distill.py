@@ -13,7 +13,7 @@ Opt = typer.Option
 def distill(
     teacher: Annotated[str | None, Opt(help="nnunet:MODEL_FOLDER, phantom, or none (labels only)")] = None,
     data: Annotated[list[str] | None, Opt(help="acdc:DIR, mnms:DIR, nnunet:DIR, phantom:cine; repeat to merge")] = None,
-    student: Annotated[str | None, Opt(help="student family: mobilenetv2")] = None,
+    student: Annotated[str | None, Opt(help="student family: mobilenetv2, dense")] = None,
     out: Annotated[Path | None, Opt(help="run folder (default: runs/NAME)")] = None,
     recipe: Annotated[Path | None, Opt(help="TOML file; options given here go before it")] = None,
     split_file: Annotated[str | None, Opt(help="JSON with train/dev/val patients")] = None,

@@ -17,7 +17,7 @@ from edgeseg.torchvision_ops import import_torchvision
 
 import_torchvision()
 import lightning as L  # noqa: E402
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar  # noqa: E402
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar  # noqa: E402
 from lightning.pytorch.plugins.io import TorchCheckpointIO  # noqa: E402
 
 if TYPE_CHECKING:
@@ -54,6 +54,17 @@ class EpochReport(Callback):
                  f"{left / 60:.1f} min left")
 
 
+class MovingAverage(EMAWeightAveraging):
+    """Validates the average, and leaves it in place until what was validated is saved: Lightning's own would swap it
+    back before the module's end of validation."""
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pass
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
+
+
 class BesideAndRename(TorchCheckpointIO):
     """A kill while a checkpoint is written leaves the one before (Lightning's own goes through another file system)."""
 
@@ -70,6 +81,7 @@ def make_trainer(recipe: Recipe, out: Path, machine: Machine, say: "Say") -> L.T
         warnings.filterwarnings("ignore", text)
     keep = ModelCheckpoint(out, "last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True)
     bar = [RichProgressBar(leave=False)] if sys.stdout.isatty() else []
+    average = [MovingAverage(decay=recipe.ema)] if recipe.ema else []
     processes = machine.devices * machine.nodes
     return L.Trainer(
         accelerator="gpu" if training_device(machine.accelerator).type == "cuda" else "cpu",
@@ -82,7 +94,7 @@ def make_trainer(recipe: Recipe, out: Path, machine: Machine, say: "Say") -> L.T
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=False,
-        callbacks=[*bar, EpochReport(out, say), keep],
+        callbacks=[*bar, *average, EpochReport(out, say), keep],
         enable_progress_bar=bool(bar),
         enable_model_summary=False,
         default_root_dir=out,

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +27,11 @@ class Recipe:
         tta: test-time augmentation of stored targets. The student never has any.
         own_layers: P(i) is the teacher's deep supervision output i; False: its full output brought to scale i.
         kd_weight: W of the loss. temperature: T. t_squared: multiply the KL by T^2.
-        expansion, width_mult, stem_stride: the MobileNetV2 student.
+        student: the family. spec: fields of its spec (`MobileNetV2Spec`, `DenseSpec`) that differ from its defaults.
+        expansion, width_mult, stem_stride: of the MobileNetV2 student.
         size, spacing: the student's grid in pixels and mm; empty: the teacher's.
         epochs, batch_size, learning_rate, weight_decay: schedule; one epoch shows every training slice once.
+        ema: decay a step of the moving average of the weights that is validated and kept, in 0..1; 0: no average.
         validate_every: epochs between validations on dev (the last epoch is always validated).
         precision: Lightning's precision, or `auto`: bf16 where the device has it natively, else 32-bit.
     """
@@ -45,7 +47,8 @@ class Recipe:
     kd_weight: float = 0.5
     temperature: float = 1.0
     t_squared: bool = False
-    student: Literal["mobilenetv2"] = "mobilenetv2"
+    student: Literal["mobilenetv2", "dense"] = "mobilenetv2"
+    spec: dict[str, Any] = field(default_factory=dict)
     expansion: int = 4
     width_mult: float = 1.0
     stem_stride: int = 2
@@ -55,6 +58,7 @@ class Recipe:
     batch_size: int = 8
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
+    ema: float = 0.0
     validate_every: int = 4
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     seed: int = 0
@@ -66,6 +70,8 @@ class Recipe:
             raise EdgesegError(f"kd_weight (W) lies in 0..1, not {self.kd_weight}")
         if self.temperature <= 0:
             raise EdgesegError(f"temperature (T) must be positive, not {self.temperature}")
+        if not 0 <= self.ema < 1:
+            raise EdgesegError(f"ema is a decay a step in 0..1, such as 0.999, not {self.ema}")
         if self.epochs < 1 or self.batch_size < 1 or self.validate_every < 1:
             raise EdgesegError("epochs, batch_size and validate_every must be at least 1")
         if self.teacher == "phantom" and not all(d.startswith("phantom:") for d in self.data):
@@ -104,7 +110,12 @@ class Recipe:
     def to_toml(self) -> str:
         """TOML text that `load` reads back to an equal recipe (JSON strings, numbers and lists are valid TOML)."""
         rows = asdict(self)
-        return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in rows.items())
+        spec = rows.pop("spec")
+        return lines_of(rows) + (f"\n[spec]\n{lines_of(spec)}" if spec else "")
+
+
+def lines_of(rows: dict[str, Any]) -> str:
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in rows.items())
 
 
 PHANTOM = Recipe(data=("phantom:cine?n=30&seed=0",), epochs=5, width_mult=0.5, batch_size=4, learning_rate=4e-3,

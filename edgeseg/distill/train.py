@@ -140,10 +140,11 @@ def make_student(recipe: Recipe, channels: int, classes: int) -> Any:
 
     from edgeseg.students import build_student
 
+    given: dict[str, Any] = {"family": recipe.student, "in_channels": channels, "num_classes": classes}
+    if recipe.student == "mobilenetv2":
+        given |= {"width_mult": recipe.width_mult, "expansion": recipe.expansion, "stem_stride": recipe.stem_stride}
     torch.manual_seed(recipe.seed)
-    return build_student({"family": recipe.student, "in_channels": channels, "num_classes": classes,
-                          "width_mult": recipe.width_mult, "expansion": recipe.expansion,
-                          "stem_stride": recipe.stem_stride})
+    return build_student(given | recipe.spec)
 
 
 def channels_of(dataset: Dataset) -> int:

@@ -9,11 +9,17 @@ def build_student(spec: dict[str, Any]) -> nn.Module:
     """A student with fresh weights from its stored spec.
 
     Raises:
-        EdgesegError: an unknown family.
+        EdgesegError: an unknown family, an unknown field or a member that does not exist.
     """
     from edgeseg.errors import EdgesegError
+    from edgeseg.students.dense import DenseSpec, DenseUNet
     from edgeseg.students.mobilenetv2 import MobileNetV2Spec, MobileNetV2UNet
 
-    if spec.get("family") != "mobilenetv2":
-        raise EdgesegError(f"unknown student family {spec.get('family')!r}; known: mobilenetv2")
-    return MobileNetV2UNet(MobileNetV2Spec.from_dict(spec))
+    families: dict[str, tuple[Any, Any]] = {"mobilenetv2": (MobileNetV2Spec, MobileNetV2UNet), "dense": (DenseSpec, DenseUNet)}
+    if (family := spec.get("family")) not in families:
+        raise EdgesegError(f"unknown student family {family!r}; known: {', '.join(families)}")
+    spec_class, network = families[family]
+    try:
+        return network(spec_class.from_dict(spec))
+    except TypeError as error:  # a field that it does not have, or a value of another type
+        raise EdgesegError(f"{family} student: {error}; its spec is {spec_class()}") from None

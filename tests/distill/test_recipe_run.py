@@ -13,7 +13,7 @@ from edgeseg.preprocess import Normalisation, Preprocessing
 
 def test_a_resolved_recipe_reads_back_equal(tmp_path):
     recipe = Recipe(data=("acdc:a folder with é", "mnms:b"), teacher="nnunet:t", folds=(0, 2), spacing=(1.25, 1.5),
-                    kd_weight=1, seed=7)
+                    kd_weight=1, seed=7, student="dense", spec={"widths": [8, 8, 8, 16], "head": "bilinear"})
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
     assert Recipe.load(tmp_path / "recipe.toml") == recipe
 
@@ -24,6 +24,8 @@ def test_a_resolved_recipe_reads_back_equal(tmp_path):
         ("epoch = 3", "unknown key 'epoch'; known: .*epochs"),
         ("epochs = [", "not a readable recipe"),
         ("kd_weight = 1.5", "lies in 0..1"),
+        ("ema = 1", "0.999, not 1"),
+        ("spec = 3", "spec = 3"),
         ("temperature = 0", "must be positive"),
         ("epochs = 0", "at least 1"),
         ("data = []", "at least one data set"),

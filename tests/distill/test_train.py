@@ -84,7 +84,8 @@ def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(first, heart
 
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(hearts, tmp_path):
-    recipe = small(hearts, epochs=4)
+    dense = {"widths": [8, 8, 16, 16], "blocks": [0] * 4, "expansions": [0] * 4}
+    recipe = small(hearts, epochs=4, ema=0.9, student="dense", spec=dense)
     whole = distill(recipe, tmp_path / "whole", say=str)
     (tmp_path / "r.toml").write_text(recipe.to_toml())
     command = [sys.executable, "-m", "edgeseg", "distill", "--recipe", str(tmp_path / "r.toml")]
@@ -101,6 +102,15 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(hearts, tmp_path):
     resumed = distill(recipe, cut, resume=True, say=str)
     assert weights(cut) == weights(whole.folder)
     assert [r["loss"] for r in resumed.metrics["history"]] == [r["loss"] for r in whole.metrics["history"]]
+
+
+def test_the_moving_average_is_what_is_kept(hearts, tmp_path, without_teacher_onnx):
+    plain, average = (distill(small(hearts, epochs=1, ema=e), tmp_path / f"{e}", say=str) for e in (0.0, 0.9))
+    assert weights(plain.folder) != weights(average.folder)
+    kept = torch.load(average.folder / "last.ckpt", weights_only=True)
+    stem = "student.stem.0.weight"
+    assert torch.equal(kept["state_dict"][stem], average.student().state_dict()["stem.0.weight"])
+    assert torch.equal(kept["current_model_state"][f"{stem}"], plain.student().state_dict()["stem.0.weight"])
 
 
 def test_ctrl_c_is_one_line_and_leaves_a_run_that_can_be_resumed(hearts, tmp_path, monkeypatch, capfd):
