@@ -15,7 +15,8 @@ def build_student(spec: dict[str, Any]) -> nn.Module:
     from edgeseg.students.dense import DenseSpec, DenseUNet
     from edgeseg.students.mobilenetv2 import MobileNetV2Spec, MobileNetV2UNet
 
-    families: dict[str, tuple[Any, Any]] = {"mobilenetv2": (MobileNetV2Spec, MobileNetV2UNet), "dense": (DenseSpec, DenseUNet)}
+    families: dict[str, tuple[Any, Any]] = {"mobilenetv2": (MobileNetV2Spec, MobileNetV2UNet),
+                                            "dense": (DenseSpec, DenseUNet)}
     if (family := spec.get("family")) not in families:
         raise EdgesegError(f"unknown student family {family!r}; known: {', '.join(families)}")
     spec_class, network = families[family]
