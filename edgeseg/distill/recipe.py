@@ -29,6 +29,7 @@ class Recipe:
         kd_weight: W of the loss. temperature: T. t_squared: multiply the KL by T^2.
         student: the family. spec: fields of its spec (`MobileNetV2Spec`, `DenseSpec`) that differ from its defaults.
         expansion, width_mult, stem_stride: of the MobileNetV2 student.
+        noise: share of training images that get Rician noise on top of nnU-Net's augmentation.
         size, spacing: the student's grid in pixels and mm; empty: the teacher's.
         epochs, batch_size, learning_rate, weight_decay: schedule; one epoch shows every training slice once.
         ema: decay a step of the moving average of the weights that is validated and kept, in 0..1; 0: no average.
@@ -52,6 +53,7 @@ class Recipe:
     expansion: int = 4
     width_mult: float = 1.0
     stem_stride: int = 2
+    noise: float = 0.0
     size: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     epochs: int = 40
@@ -70,6 +72,8 @@ class Recipe:
             raise EdgesegError(f"kd_weight (W) lies in 0..1, not {self.kd_weight}")
         if self.temperature <= 0:
             raise EdgesegError(f"temperature (T) must be positive, not {self.temperature}")
+        if not 0 <= self.noise <= 1:
+            raise EdgesegError(f"noise is a share of the images, 0..1, not {self.noise}")
         if not 0 <= self.ema < 1:
             raise EdgesegError(f"ema is a decay a step in 0..1, such as 0.999, not {self.ema}")
         if self.epochs < 1 or self.batch_size < 1 or self.validate_every < 1:

@@ -219,7 +219,7 @@ def train_network(
         f"{'centred window' if preprocessing.window == 'centre' else 'grid of tiles'} an image")
     logits = at_student_spacing(teacher, preprocessing.size, preprocessing.spacing) if distils and not stored else None
     mirror_axes = teacher.mirror_axes if teacher else (0, 1)
-    samples = SliceDataset(cache, preprocessing.size, recipe.seed, mirror_axes)
+    samples = SliceDataset(cache, preprocessing.size, recipe.seed, mirror_axes, recipe.noise)
     module = Distiller(network, recipe, samples, dev, scheme, preprocessing, out / "student.safetensors", logits, begun)
     trainer = make_trainer(recipe, out, machine, say)
     last = out / "last.ckpt"

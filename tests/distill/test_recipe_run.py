@@ -25,6 +25,7 @@ def test_a_resolved_recipe_reads_back_equal(tmp_path):
         ("epochs = [", "not a readable recipe"),
         ("kd_weight = 1.5", "lies in 0..1"),
         ("ema = 1", "0.999, not 1"),
+        ("noise = 2.0", "share of the images"),
         ("spec = 3", "spec = 3"),
         ("temperature = 0", "must be positive"),
         ("epochs = 0", "at least 1"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edgeseg.distill.cache import Cache, CachedCase
-from edgeseg.distill.samples import FOREGROUND_SHARE, EpochSampler, SliceDataset, window_centre
+from edgeseg.distill.samples import FOREGROUND_SHARE, EpochSampler, SliceDataset, rician, window_centre
 
 
 @pytest.fixture
@@ -51,6 +51,27 @@ def test_image_labels_and_stored_targets_move_together(cache):
         assert sample["soft"].sum(0).numpy() == pytest.approx(1, abs=1e-3)
         agree.append((sample["soft"].argmax(0) == sample["labels"]).float().mean().item())
     assert min(agree) > 0.97  # interpolated edges may differ by a pixel
+
+
+def test_added_noise_is_that_of_a_magnitude_image_at_the_old_mean_and_deviation():
+    """Where there is no signal the deviation is sqrt(2 - pi/2) = 0.655 of sigma, where there is much it is sigma."""
+    torch.manual_seed(0)
+    image = torch.zeros(1, 200, 200)
+    image[:, :, 100:] = 2
+    image = (image - image.mean()) / image.std()
+    noisy = rician(image, 0.2)
+    assert noisy.mean().item() == pytest.approx(image.mean().item(), abs=1e-5)
+    assert noisy.std().item() == pytest.approx(image.std().item(), abs=1e-5)
+    dark, bright = noisy[..., :100].std().item(), noisy[..., 100:].std().item()
+    assert dark / bright == pytest.approx(0.655, rel=0.03)
+
+
+def test_a_share_of_the_images_gets_noise_and_labels_never_change(cache):
+    plain, noisy = (SliceDataset(cache, (64, 64), seed=1, noise=n) for n in (0.0, 0.5))
+    pairs = [(plain[0, i, 0], noisy[0, i, 0]) for i in range(40)]
+    changed = [not torch.equal(a["image"], b["image"]) for a, b in pairs]
+    assert 10 <= sum(changed) <= 30
+    assert all(torch.equal(a["labels"], b["labels"]) and torch.equal(a["soft"], b["soft"]) for a, b in pairs)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
