@@ -1,7 +1,8 @@
 """NIfTI: images, label maps, and `nifti:` (a file or a folder of unlabelled images).
 
 Read with nibabel, which takes the non-orthonormal direction cosines that SimpleITK refuses. Spacing is the header's
-pixdim: ACDC's affine has unit scale. An array [x, y, z] becomes [z, y, x], so a row of a frame runs along x.
+pixdim: ACDC's affine has unit scale. An array [x, y, z] becomes [z, y, x], so a row of a frame runs along x. Slices lie
+along the third axis, or along another one whose spacing is clearly the largest: files stored slice-first exist.
 """
 
 import logging
@@ -27,6 +28,9 @@ MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 """NIfTI's codes of the spatial unit (lowest three bits of xyzt_units): metre and micrometre; all else is mm."""
 SPACING_TOLERANCE = 1e-3
 """Relative difference of spacings that still are the same: headers hold float32, sometimes rounded."""
+
+SLICE_STEP = 1.5
+"""An axis whose spacing is this many times each of the others' is the one between slices."""
 
 Opened = tuple[Any, tuple[int, ...], tuple[float, ...]]
 """What `open_image` returns."""
@@ -125,7 +129,7 @@ def read_case(images: Sequence[Path], labels: Path | None = None, *, id: str, pa
         check_geometry(path, volume, images[0], volumes[0])
     classes = None
     if labels is not None and scheme is not None:
-        found = read_volume(labels, frame)
+        found = read_volume(labels, frame, slice_axis=volumes[0].provenance["slice_axis"])
         check_geometry(labels, found, images[0], volumes[0])
         classes = to_labels(labels, found.pixels, values or {v: v for v in scheme.values})
     first = volumes[0]
@@ -148,8 +152,11 @@ def read_times(images: Sequence[Path], *, id: str, patient: str) -> Iterator[Cas
         yield read_case(images, id=id, patient=patient, frame=t if times > 1 else None, opened=opened)
 
 
-def read_volume(path: Path, frame: int | None = None, opened: Opened | None = None) -> Volume:
+def read_volume(path: Path, frame: int | None = None, opened: Opened | None = None,
+                slice_axis: int | None = None) -> Volume:
     """Read a 2D or 3D image, or time point `frame` (from 0) of a 4D one; only that time point is held in memory.
+
+    `slice_axis`: of the file, where it is known (a label map's is its image's).
 
     Raises:
         EdgesegError: missing, truncated, not NIfTI, colour or complex, another number of dimensions, bad spacing.
@@ -168,9 +175,20 @@ def read_volume(path: Path, frame: int | None = None, opened: Opened | None = No
     except MemoryError:
         raise EdgesegError(f"{path}: an image of shape {shape} does not fit into memory: if it is not that large, the "
                            "header is damaged") from None
-    pixels = array.reshape(shape[:3] if len(shape) > 2 else (*shape, 1)).transpose(2, 1, 0)
-    provenance = {"affine": image.affine, "header": image.header.copy(), "shape": shape[:3]}
-    return Volume(pixels, (zooms[1], zooms[0]), zooms[2] if len(shape) > 2 else None, provenance)
+    array = array.reshape(shape[:3] if len(shape) > 2 else (*shape, 1))
+    if len(shape) < 3:
+        zooms = (*zooms, np.inf)
+    axis = slice_axis_of(zooms) if slice_axis is None else slice_axis
+    array, zooms = np.moveaxis(array, axis, 2), (*zooms[:axis], *zooms[axis + 1 :], zooms[axis])
+    provenance = {"affine": image.affine, "header": image.header.copy(), "shape": array.shape[: len(shape)],
+                  "slice_axis": axis}
+    return Volume(array.transpose(2, 1, 0), (zooms[1], zooms[0]), zooms[2] if len(shape) > 2 else None, provenance)
+
+
+def slice_axis_of(zooms: tuple[float, ...]) -> int:
+    """The axis (0..2) along which the slices of a file of these spacings lie."""
+    largest = int(np.argmax(zooms))
+    return largest if zooms[largest] >= SLICE_STEP * sorted(zooms)[-2] else 2
 
 
 def open_image(path: Path, keep_open: bool = False) -> Opened:
@@ -263,6 +281,8 @@ def write_labels(path: Path, labels: np.ndarray, provenance: dict[str, Any]) -> 
     header["cal_min"] = header["cal_max"] = 0  # the image's display window
     header.extensions.clear()  # may hold what the scanner wrote of the patient
     array = labels.transpose(2, 1, 0).reshape(provenance["shape"])
+    if array.ndim > 2:
+        array = np.moveaxis(array, 2, provenance.get("slice_axis", 2))
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     save(kind(array, provenance["affine"], header), path)
 

@@ -255,3 +255,26 @@ def test_the_time_points_of_a_3d_image_are_one(tmp_path):
     nifti.write_volume(tmp_path / "a.nii", np.arange(60).reshape(3, 5, 4), (1.5, 1.2), 8.0)
     (found,) = nifti.read_times((tmp_path / "a.nii",), id="x", patient="x")
     np.testing.assert_array_equal(found.frames[:, 0], np.arange(60).reshape(3, 5, 4))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_lie_along_the_axis_of_the_largest_step(tmp_path, axis):
+    array = np.random.default_rng(0).integers(0, 99, (6, 5, 4)).astype(np.int16)
+    zooms = [1.5, 1.4]
+    zooms.insert(axis, 8.0)
+    image = nib.Nifti1Image(array, np.diag([*zooms, 1.0]))
+    nib.save(image, tmp_path / "a.nii.gz")
+    case = nifti.read_case([tmp_path / "a.nii.gz"], id="a", patient="a")
+    assert case.slice_spacing == 8
+    assert case.spacing == pytest.approx((1.4, 1.5))
+    assert np.array_equal(case.frames[:, 0], np.moveaxis(array, axis, 2).transpose(2, 1, 0))
+    labels = (case.frames[:, 0] > 50).astype(np.uint8)
+    nifti.write_labels(tmp_path / "mask.nii.gz", labels, case.provenance)
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    assert np.array_equal(np.asarray(mask.dataobj), array > 50)
+    assert mask.affine == pytest.approx(image.affine, abs=1e-6)
+
+
+def test_the_third_axis_counts_slices_where_no_step_is_clearly_the_largest(tmp_path):
+    nib.save(nib.Nifti1Image(pixels(6, 5, 4), np.diag([2.0, 1.4, 1.4, 1.0])), tmp_path / "a.nii")
+    assert nifti.read_case([tmp_path / "a.nii"], id="a", patient="a").frames.shape == (4, 1, 5, 6)
