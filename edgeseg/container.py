@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from edgeseg import shipped
 from edgeseg.archive import Archive, is_safe
 from edgeseg.errors import EdgesegError
 from edgeseg.labels import LabelScheme
 from edgeseg.manifest import Manifest, preprocessing_of
 from edgeseg.preprocess import Preprocessing
 
-SUFFIX = ".edgeseg"
+SUFFIX = shipped.SUFFIX
 MANIFEST = "manifest.json"
 METADATA = "metadata.json"
 SUMS = "SHA256SUMS"
@@ -59,8 +60,24 @@ class Bundle:
         return self.path / name
 
 
+def locate(bundle: Path | str) -> Path:
+    """Where a bundle is that a person named: what lies at that path, or else the shipped bundle of that name.
+
+    Raises:
+        EdgesegError: neither; or a folder that is no bundle has the name of a shipped one, which it hides.
+    """
+    path = Path(bundle)
+    if not path.exists():
+        return shipped.find(str(bundle))
+    if str(bundle) in shipped.names() and path.is_dir() and not (path / SUMS).is_file():
+        raise EdgesegError(f"{bundle}: this folder is no bundle, and a path goes before the shipped bundle of its "
+                           f"name: start elsewhere, rename the folder, or name {shipped.find(str(bundle))}")
+    return path
+
+
 def open_bundle(path: Path | str) -> Bundle:
-    """Open a bundle folder, or a zip that `edgeseg bundle pack` made: every hash first, then the manifest.
+    """Open a bundle folder, a zip that `edgeseg bundle pack` made, or a shipped bundle by its name (`locate`): every
+    hash first, then the manifest.
 
     A zip is unpacked into a temporary folder, the `path` of the Bundle, which is removed with the Bundle.
 
@@ -68,11 +85,11 @@ def open_bundle(path: Path | str) -> Bundle:
         EdgesegError: no bundle, a changed, missing or extra file, a link, a name that leaves the folder, a manifest
             that this version cannot read, or one that names what is not there.
     """
-    folder = Path(path)
+    folder = locate(path)
     if folder.is_file():
         return open_packed(folder)
     if not folder.is_dir():
-        raise EdgesegError(f"{folder}: no bundle folder: `edgeseg export` makes one")
+        raise EdgesegError(f"{folder}: no bundle: name a folder or zip that `edgeseg export` made")
     if folder.is_symlink():
         folder = folder.resolve()
     sums = read_sums(folder)

@@ -9,7 +9,15 @@ LINKS = {
     "CC BY-SA 4.0": "https://creativecommons.org/licenses/by-sa/4.0/",
     "CC BY 4.0": "https://creativecommons.org/licenses/by/4.0/",
     "CC0": "https://creativecommons.org/publicdomain/zero/1.0/",
+    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
 }
+IN_SHORT = {
+    "CC BY-NC-SA 4.0": "name the source, no commercial use, pass on what you make of them under the same terms",
+    "Apache-2.0": "free to use, also commercially, and to pass on with this licence",
+}
+"""What a licence means for whoever uses the weights, the strictest first; the licence itself is what holds."""
+SYNTHETIC = "phantom"
+"""Data set of synthetic images."""
 TIER = 0.999
 """MLPerf's higher accuracy tier (INT8 over FP32), reported beside the 99 % gate."""
 SPLITS = {"dev": "dev: every choice was made on it", "val": "val: only reported, nothing was chosen on it"}
@@ -125,8 +133,10 @@ def dice(m: Manifest) -> str:
     """A table for each split; before any was measured, what training reported."""
     if m.measured.scores:
         splits = dict.fromkeys(s.split for s in m.measured.scores)
-        return "\n\n".join(f"On {SPLITS.get(split, split)}. Mean over patients [95 % interval].\n\n"
-                           + dice_table([s for s in m.measured.scores if s.split == split]) for split in splits)
+        kind = ", synthetic images" if m.data.name == SYNTHETIC else ""
+        return "\n\n".join([f"Cases of {m.data.name}{kind}.", *(
+            f"On {SPLITS.get(split, split)}. Mean over patients [95 % interval].\n\n"
+            + dice_table([s for s in m.measured.scores if s.split == split]) for split in splits)])
     best = m.measured.training.get("dev")
     value = best.get("dice") if isinstance(best, dict) else None
     return f"Dice on dev when training ended: {value:.4f}." if isinstance(value, float) else "Not measured."
@@ -185,6 +195,9 @@ def file_row(c: FileCheck) -> tuple[str, ...]:
 
 def limits(m: Manifest) -> str:
     text = ["Only as good as its training data: other scanners, sequences, orientations or diseases were not tested."]
+    if m.data.name == SYNTHETIC:
+        text.append("Trained and scored here on synthetic images alone: the Dice above is not that of patients' "
+                    "images, which `edgeseg evaluate` measures.")
     if m.calibration:
         text.append("INT8 results differ slightly between CPUs and runtime versions; golden.npz holds what the "
                     "building machine computed.")
@@ -210,8 +223,14 @@ def capital(text: str) -> str:
 def licence_text(m: Manifest) -> str:
     """LICENSE: the terms of the weights, which are those of the data."""
     licence = m.licences["weights"]
-    link = next((f" ({url})" for known, url in LINKS.items() if known in licence and url not in licence), "")
+    links = ", ".join(url for known, url in LINKS.items() if known in licence and url not in licence)
+    short = next((f"In short: {words}.\n" for known, words in IN_SHORT.items() if known in licence), "")
+    teacher = (f"The terms of the teacher that they were distilled from ({teacher_name(m)}) may apply as well.\n"
+               if m.teacher else "No teacher: they were trained on labels only.\n")
     return (f"The model weights in this bundle were trained on the data set {m.data.name}.\n"
-            f"They carry the terms of that data: {licence}{link}.\n"
-            "The terms of the teacher that they were distilled from may apply as well.\n\n"
+            f"They carry the terms of that data: {licence}{f' ({links})' if links else ''}.\n{short}{teacher}\n"
             f"The software that made this bundle, edgeseg, is licensed separately ({m.licences['software']}).\n")
+
+
+def teacher_name(m: Manifest) -> str:
+    return str(m.teacher.get("dataset") or m.teacher.get("folder") or "unnamed")

@@ -5,15 +5,18 @@ from typing import Annotated
 
 import typer
 
+from edgeseg.cli.options import BundleArg, recipe_path
+
 Opt = typer.Option
 
 
 def admit(
-    bundle: Annotated[Path, typer.Argument(help="NAME.edgeseg")],
+    bundle: BundleArg,
     data: Annotated[str, Opt(help="labelled: acdc:DIR, mnms:DIR, nnunet:DIR, phantom:cine")],
     split: Annotated[str, Opt(help="dev chooses; val, train or all only report")] = "dev",
     split_file: Annotated[Path | None, Opt(help="JSON with train/dev/val patients")] = None,
-    calibration: Annotated[Path | None, Opt(help="recipe with other limits than the bundle's")] = None,
+    calibration: Annotated[Path | None, Opt(parser=recipe_path, metavar="FILE",
+                                            help="recipe with other limits than the bundle's")] = None,
     seconds: Annotated[float, Opt(help="of timing a row")] = 2.0,
     threads: Annotated[int | None, Opt(help="CPU threads (default: what affinity and quota allow)")] = None,
     strict: Annotated[bool, Opt("--strict", help="exit with 3 when a gate is missed")] = False,

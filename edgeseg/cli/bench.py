@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeseg.cli.options import BundleOrLatest, stream_count, whole_numbers
 from edgeseg.cli.signals import first_one_ends
 from edgeseg.errors import EdgesegError, GateFailed, Interrupted
 
@@ -15,7 +16,7 @@ Opt = typer.Option
 
 
 def bench(
-    bundle: Annotated[Path | None, typer.Argument(help="NAME.edgeseg (default: the latest in runs/)")] = None,
+    bundle: BundleOrLatest = None,
     device: Annotated[str, Opt(help="cpu")] = "cpu",
     target: Annotated[float, Opt(help="images per second to reach")] = 10.0,
     strict: Annotated[bool, Opt("--strict", help="exit code 3 when the target is missed")] = False,
@@ -41,7 +42,6 @@ def bench(
         raise EdgesegError(f"--device {device}: there is no such device here, edgeseg measures on cpu")
     with first_one_ends():
         try:
-            from edgeseg.cli.options import stream_count, whole_numbers
             from edgeseg.cli.progress import Progress
             from edgeseg.container import latest_bundle
             from edgeseg.measure.document import check_out, one_line

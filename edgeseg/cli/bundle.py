@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from edgeseg.cli.options import BundleArg
 from edgeseg.cli.table import say, show
 
 if TYPE_CHECKING:
@@ -14,24 +15,33 @@ if TYPE_CHECKING:
 Arg, Opt = typer.Argument, typer.Option
 app = typer.Typer(no_args_is_help=True, help="Look at bundles, check them, pack them into one file.")
 
-BundleArg = Annotated[Path, Arg(metavar="BUNDLE", help="bundle folder or zip")]
 Json = Annotated[bool, Opt("--json", help="print the result as one JSON line at the end")]
 Force = Annotated[bool, Opt("--force", help="replace the bundle that is there")]
 
 
 @app.command("list")
-def list_bundles(root: Annotated[Path, Arg(help="folder with bundles, or one bundle")] = Path("runs"),
-                 as_json: Json = False) -> None:
-    """Every bundle in ROOT: size, whether INT8 is admitted, Dice, licence; of damaged ones the reason."""
+def list_bundles(root: Annotated[Path | None, Arg(help="folder with bundles, or one bundle (default: what is shipped "
+                                                       "with edgeseg)")] = None, as_json: Json = False) -> None:
+    """The shipped bundles, by the name that every command takes; or, with ROOT, every bundle in that folder.
+
+    Of each: task, mean Dice, where INT8 is admitted, size, licence; of damaged ones the reason.
+    """
+    from edgeseg import shipped
     from edgeseg.measure.document import one_line
 
-    rows = [summary(path) for path in bundles_in(root)]
+    rows = ([summary(path, path.name) for path in bundles_in(root)] if root else
+            [summary(shipped.find(name), name) for name in shipped.names()])
     if as_json:
         typer.echo(one_line(rows))
         return
-    good = [(r["name"], f"{r['bytes'] / 1e6:.1f} MB", r["int8"], r["dice_text"], r["licence"])
+    if not rows:
+        say(f"no bundle in {root}" if root else "no bundle is shipped with this installation: `edgeseg bundle list "
+            "FOLDER` shows those of a folder")
+        return
+    good = [(r["name"], r["task"], r["dice_text"], r["int8"], f"{r['bytes'] / 1e6:.1f} MB", r["licence"])
             for r in rows if not r["error"]]
-    show([("bundle", "size", "INT8 admitted", "mean Dice", "licence"), *good], indent=2)
+    if good:
+        show([("bundle", "task", "mean Dice [95 %]", "INT8 admitted", "size", "licence"), *good], indent=2)
     for r in rows:
         if r["error"]:
             say(f"damaged  {r['error']}")
@@ -108,23 +118,30 @@ def bundles_in(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def summary(path: Path) -> dict[str, Any]:
-    """What `list` says of one bundle; `error` is why it cannot be opened, or None."""
+def summary(path: Path, name: str) -> dict[str, Any]:
+    """What `list` says of the bundle at `path`; `error` is why it cannot be opened, or None."""
     from edgeseg.container import open_bundle
     from edgeseg.errors import EdgesegError
 
     try:
         bundle = open_bundle(path)
     except EdgesegError as error:
-        return {"path": path, "name": path.name, "error": str(error)}
+        return {"path": path, "name": name, "error": str(error)}
     except OSError as error:  # others' bundles: one that may not be read is no reason to show none
-        return {"path": path, "name": path.name, "error": f"{error.filename or path}: {error.strerror}"}
+        return {"path": path, "name": name, "error": f"{error.filename or path}: {error.strerror}"}
     m, best = bundle.manifest, shown_score(bundle.manifest)
-    return {"path": path, "name": path.name, "error": None, "bytes": sum(sizes(bundle).values()),
+    return {"path": path, "name": name, "error": None, "bytes": sum(sizes(bundle).values()),
             "int8": int8_state(bundle), "task": m.task, "licence": m.licences.get("weights", "not stated"),
-            "dice": best.model_dump() if best else None,
-            "dice_text": f"{best.dice['mean'].value:.4f} ({best.split}, {best.backend} {best.precision})" if best
-            else "not measured"}
+            "data": m.data.name, "dice": best.model_dump() if best else None, "dice_text": dice_text(m, best)}
+
+
+def dice_text(m: "Manifest", found: "Scores | None") -> str:
+    """`0.906 [0.887, 0.920] (acdc val, n 20, openvino int8)`."""
+    if found is None:
+        return "not measured"
+    e = found.dice["mean"]
+    ends = f" [{e.low:.3f}, {e.high:.3f}]" if e.low is not None and e.high is not None else ""
+    return f"{e.value:.3f}{ends} ({m.data.name} {found.split}, n {e.n}, {found.backend} {found.precision})"
 
 
 def sizes(bundle: "Bundle") -> dict[str, int]:

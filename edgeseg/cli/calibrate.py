@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeseg.cli.options import CalibrationOption, recipe_path
+
 if TYPE_CHECKING:
     from edgeseg.bundle.stability import Stability
 
@@ -14,8 +16,9 @@ Opt = typer.Option
 def calibrate(
     run: Annotated[Path | None, typer.Argument(help="run folder (default: the latest in runs/)")] = None,
     stability: Annotated[int, Opt(help="how many resampled sets of frames to quantise with")] = 5,
-    calibration: Annotated[Path | None, Opt(help="calibration recipe, as calibration/*.toml")] = None,
-    compare: Annotated[Path | None, Opt(help="another recipe to hold against it")] = None,
+    calibration: CalibrationOption = None,
+    compare: Annotated[Path | None, Opt(parser=recipe_path, metavar="FILE",
+                                        help="another recipe to hold against it")] = None,
     split: Annotated[str, Opt(help="labelled cases to score on: dev chooses, val only reports")] = "dev",
     threads: Annotated[int | None, Opt(help="CPU threads (default: what affinity and quota allow)")] = None,
     out: Annotated[Path | None, Opt(help="folder for stability.json")] = None,

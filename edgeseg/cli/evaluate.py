@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeseg.cli.options import BundleOrLatest
+
 if TYPE_CHECKING:
     from edgeseg.measure.evaluate import Evaluation
     from edgeseg.measure.statistics import Interval
@@ -13,7 +15,7 @@ Opt = typer.Option
 
 
 def evaluate(
-    bundle: Annotated[Path | None, typer.Argument(help="NAME.edgeseg (default: the latest in runs/)")] = None,
+    bundle: BundleOrLatest = None,
     data: Annotated[str, Opt(help="acdc:DIR, mnms:DIR, nnunet:DIR, phantom:cine")] = "phantom:cine?n=30&seed=0",
     split: Annotated[str, Opt(help="train, dev, val, or all")] = "val",
     split_file: Annotated[Path | None, Opt(help="JSON with train/dev/val patients")] = None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeseg.cli.options import CalibrationOption
 from edgeseg.errors import EdgesegError, GateFailed
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="run folder (default: the latest in runs/)")] = None,
     int8: Annotated[bool, Opt("--int8/--no-int8", help="also quantise for both runtimes")] = True,
     out: Annotated[Path | None, Opt(help="bundle folder (default: RUN.edgeseg)")] = None,
-    calibration: Annotated[Path | None, Opt(help="calibration recipe, as calibration/*.toml")] = None,
+    calibration: CalibrationOption = None,
     calibration_frames: Annotated[int | None, Opt(help="frames that set the INT8 scales")] = None,
     seed: Annotated[int | None, Opt(help="which frames")] = None,
     keep_ids: Annotated[bool, Opt("--keep-ids", help="ids of the frames in the sheet, not salted hashes")] = False,

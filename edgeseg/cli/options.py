@@ -1,6 +1,33 @@
-"""Options whose text several commands read."""
+"""Arguments and options that several commands read."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from edgeseg.errors import EdgesegError
+
+
+def bundle_path(text: str) -> Path:
+    """A bundle argument: a path, or the name of a shipped bundle; the text itself, as Path("./cine") is "cine"."""
+    from edgeseg.container import locate
+
+    return locate(text)
+
+
+def recipe_path(text: str) -> Path:
+    """A recipe file, or a shipped one by the name that it has in the repository."""
+    from edgeseg.shipped import recipe
+
+    return recipe(text)
+
+
+BUNDLE = "bundle folder or zip, or a shipped bundle's name"
+BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", parser=bundle_path, help=BUNDLE)]
+BundleOrLatest = Annotated[Path | None, typer.Argument(metavar="BUNDLE", parser=bundle_path,
+                                                       help=f"{BUNDLE} (default: the latest in runs/)")]
+CalibrationOption = Annotated[Path | None, typer.Option(parser=recipe_path, metavar="FILE",
+                                                        help="calibration recipe, as calibration/cine.toml")]
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeseg.cli.options import BundleOrLatest
 from edgeseg.errors import GateFailed, Interrupted
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ Opt = typer.Option
 
 
 def verify(
-    bundle: Annotated[Path | None, typer.Argument(help="NAME.edgeseg (default: the latest in runs/)")] = None,
+    bundle: BundleOrLatest = None,
     seconds: Annotated[float, Opt(help="counted time of each network")] = 0.25,
     threads: Annotated[int | None, Opt(help="of every network (default: what affinity and quota allow; with "
                                            "another number nothing is kept for precision=auto)")] = None,

@@ -6,6 +6,8 @@ from measured_manifest import estimate, gate, with_evidence
 
 from edgeseg.bundle.card import gate_rows, licence_text, model_card
 from edgeseg.container import open_bundle
+from edgeseg.phantoms import cine
+from edgeseg.readers import acdc
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +107,40 @@ def test_a_bar_in_a_name_does_not_break_a_table(bare):
     rung = m.measured.ladder[0].model_copy(update={"rung": "a|b"})
     card = model_card(m.model_copy(update={"measured": m.measured.model_copy(update={"ladder": (rung,)})}))
     assert ["openvino", "a\\|b", "0.9071", "mean Dice drop"] in cells(card)
+
+
+def terms(bare, name, licence, teacher):
+    """LICENSE and card of a bundle of that data and teacher."""
+    m = with_evidence(bare).model_copy(update={
+        "teacher": teacher, "licences": {"weights": licence, "software": "Apache-2.0"},
+        "data": bare.data.model_copy(update={"name": name, "licence": licence})})
+    return licence_text(m), model_card(m)
+
+
+def test_terms_of_weights_distilled_on_acdc_are_said_plainly(bare):
+    text, card = terms(bare, "acdc", acdc.LICENCE, {"dataset": "Dataset027_ACDC"})
+    for words in ("data set acdc", "CC BY-NC-SA 4.0 (ACDC", "creativecommons.org/licenses/by-nc-sa",
+                  "no commercial use", "name the source", "(Dataset027_ACDC) may apply"):
+        assert words in text
+    assert "Apache-2.0" in text.split("\n\n")[1]  # the software, apart from the weights
+    assert "commercially" not in text
+    assert "CC BY-NC-SA 4.0 (ACDC" in section(card, "Data and licences")
+    assert "synthetic images" not in card
+
+
+def test_terms_of_weights_of_phantom_labels_are_free_and_their_dice_is_synthetic(bare):
+    text, card = terms(bare, "phantom", cine.LICENCE, {})
+    for words in ("data set phantom", "Apache-2.0 (synthetic, no patient data)", "apache.org/licenses/LICENSE-2.0",
+                  "also commercially", "No teacher"):
+        assert words in text
+    assert "NC" not in text
+    assert "may apply" not in text
+    assert "none: trained on labels only" in section(card, "Data and licences")
+    assert "Cases of phantom, synthetic images." in section(card, "Dice per structure")
+    assert "synthetic images alone" in section(card, "Known limits")
+
+
+def test_of_merged_data_the_strictest_terms_are_named(bare):
+    text, _ = terms(bare, "phantom+acdc", f"{cine.LICENCE}; {acdc.LICENCE}", {})
+    assert "no commercial use" in text
+    assert "also commercially" not in text

@@ -46,13 +46,13 @@ def test_list_shows_every_bundle_and_why_one_is_damaged(runs, edgeseg):
     (runs / "broken.edgeseg" / "golden.npz").write_bytes(b"x")
     (runs / "junk.edgeseg.zip").write_bytes(b"x")
     (runs / "a run").mkdir()
-    code, out, err = edgeseg("list")  # ./runs is where it looks
+    code, out, err = edgeseg("list", "runs")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert [line.split()[0] for line in lines] == ["bundle", "bare.edgeseg", "packed.edgeseg.zip", "proven.edgeseg",
                                                    "damaged", "damaged"]
     assert "not tested" in lines[1]
-    for words in ("openvino", "0.8800 (val, openvino int8)", "CC BY-NC-SA 4.0"):
+    for words in ("openvino", "0.880 [0.870, 0.890] (test val, n 20, openvino int8)", "CC BY-NC-SA 4.0"):
         assert words in lines[3]
     assert "golden.npz: changed" in lines[4]
     assert "junk.edgeseg.zip: no zip archive" in lines[5]
