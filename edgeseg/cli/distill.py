@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from edgeseg.cli.options import recipe_path
 from edgeseg.errors import EdgesegError
 
 Opt = typer.Option
@@ -15,7 +16,8 @@ def distill(
     data: Annotated[list[str] | None, Opt(help="acdc:DIR, mnms:DIR, nnunet:DIR, phantom:cine; repeat to merge")] = None,
     student: Annotated[str | None, Opt(help="student family: mobilenetv2, dense")] = None,
     out: Annotated[Path | None, Opt(help="run folder (default: runs/NAME)")] = None,
-    recipe: Annotated[Path | None, Opt(help="TOML file; options given here go before it")] = None,
+    recipe: Annotated[Path | None, Opt(parser=recipe_path, metavar="FILE",
+                                       help="TOML file; options given here go before it")] = None,
     split_file: Annotated[str | None, Opt(help="JSON with train/dev/val patients")] = None,
     kd_weight: Annotated[float | None, Opt("--kd-weight", "-W", help="weight of the distillation loss, 0..1")] = None,
     temperature: Annotated[float | None, Opt("--temperature", "-T", help="distillation temperature")] = None,

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeseg.cli.options import BundleOrLatest, stream_count
+
 if TYPE_CHECKING:
     from edgeseg.runtime.predict import Predicted
 
@@ -12,9 +14,9 @@ Opt = typer.Option
 
 
 def predict(
-    images: Annotated[list[Path], Opt("--images", "-i", help="NIfTI files or folders; repeat for several")],
+    images: Annotated[list[Path], Opt("--images", "-i", help="NIfTI or DICOM files or folders; repeat for several")],
     masks: Annotated[Path, Opt("--masks", "-o", help="folder for the masks (or one file for one image)")],
-    bundle: Annotated[Path | None, typer.Argument(help="bundle folder (default: the latest in runs/)")] = None,
+    bundle: BundleOrLatest = None,
     backend: Annotated[str, Opt(help="openvino or onnxruntime")] = "openvino",
     precision: Annotated[str, Opt(help="auto, int8 or fp32")] = "auto",
     threads: Annotated[int | None, Opt(help="default: physical cores, at most the container's quota")] = None,
@@ -23,8 +25,10 @@ def predict(
     overlay: Annotated[bool, Opt("--overlay", help="also write CASE.png, the labels drawn over the slices")] = False,
     as_json: Annotated[bool, Opt("--json", help="print the results as one JSON line at the end")] = False,
 ) -> None:
-    """Segment NIfTI images as nnUNetv2_predict does: masks of the same geometry and name, 4D cine included."""
-    from edgeseg.cli.options import stream_count
+    """Segment NIfTI images as nnUNetv2_predict does: masks of the same geometry and name, 4D cine included.
+
+    Of DICOM files (found by content, in all folders below) each series becomes a NIfTI mask that lies over it.
+    """
     from edgeseg.container import latest_bundle
     from edgeseg.errors import EdgesegError
     from edgeseg.measure.document import one_line
@@ -40,6 +44,7 @@ def predict(
     typer.echo(f"predict  {segmenter.bundle.path.name}: {segmenter.backend} {segmenter.precision}, "
                f"{segmenter.threads} thread(s)", err=as_json)
     done = 0
+    notes: list[str] = []
 
     def progress(result: "Predicted", total: int) -> None:
         nonlocal done
@@ -49,10 +54,15 @@ def predict(
         said = f"{result.frames} frames in {result.seconds:.2f} s" if not result.error else f"failed: {result.error}"
         typer.echo(f"         {done}/{total} {result.case}: {said}", err=as_json or bool(result.error))
 
-    results = run_predict(segmenter, images, masks, overlay, progress)
+    def note(line: str) -> None:
+        notes.append(line)
+        typer.echo(f"         {line}", err=True)
+
+    results = run_predict(segmenter, images, masks, overlay, progress, note)
     failed = [r for r in results if r.error]
     if as_json:
-        typer.echo(one_line({"backend": segmenter.backend, "precision": segmenter.precision, "cases": results}))
+        typer.echo(one_line({"backend": segmenter.backend, "precision": segmenter.precision, "cases": results,
+                             "notes": notes}))
     if failed:
         raise EdgesegError(failed[0].error if len(results) == 1 else
                            f"{len(failed)} of {len(results)} cases failed, each is named above")

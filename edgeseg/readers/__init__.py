@@ -1,7 +1,7 @@
 """Readers: one file per format, each yields Case. `open_data` is the one door; nothing here imports torch.
 
-A format is named by its prefix: acdc:PATH, mnms:PATH, nnunet:PATH, nifti:PATH, phantom:cine?n=60&seed=0; several joined
-by " + " are merged. Options follow a question mark: acdc:PATH?frames=4d, nifti:PATH?frames=all.
+A format is named by its prefix: acdc:PATH, mnms:PATH, nnunet:PATH, nifti:PATH, dicom:PATH, phantom:cine?n=60&seed=0;
+several joined by " + " are merged. Options follow a question mark: acdc:PATH?frames=4d, nifti:PATH?frames=all.
 """
 
 import re
@@ -21,8 +21,11 @@ from edgeseg.readers.splits import split_of_patients
 
 __all__ = ["CaseRef", "Dataset", "merge", "open_data"]
 
-OPTIONS = {"acdc": {"frames": ("4d",)}, "mnms": {}, "nnunet": {}, "nifti": {"frames": ("all",)}}
+OPTIONS = {"acdc": {"frames": ("4d",)}, "mnms": {}, "nnunet": {}, "nifti": {"frames": ("all",)},
+           "dicom": {}}
 """What may follow the question mark, per format read from files."""
+FILES = ("nifti", "dicom")
+"""Formats whose PATH may be one file."""
 
 
 def open_data(spec: str, split_file: Path | None = None) -> Dataset:
@@ -49,8 +52,8 @@ def open_data(spec: str, split_file: Path | None = None) -> Dataset:
             raise EdgesegError(f"{spec}: {kind}: has no option {key}={value}")
     root = Path(path).expanduser()
     if not path or not root.exists():
-        raise EdgesegError(f"{spec}: no such folder{' or file' if kind == 'nifti' else ''}: check the path")
-    if kind != "nifti" and not root.is_dir():
+        raise EdgesegError(f"{spec}: no such folder{' or file' if kind in FILES else ''}: check the path")
+    if kind not in FILES and not root.is_dir():
         raise EdgesegError(f"{spec}: is a file, but {kind}: reads a folder")
     return opener(kind)(root, spec=spec, split_file=split_file, **options)
 
@@ -69,6 +72,10 @@ def opener(kind: str) -> Callable[..., Dataset]:
         from edgeseg.readers.nnunet import open_nnunet
 
         return open_nnunet
+    if kind == "dicom":
+        from edgeseg.readers.dicom import open_dicom
+
+        return open_dicom
     from edgeseg.readers.nifti import open_nifti
 
     return open_nifti

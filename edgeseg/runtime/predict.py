@@ -1,15 +1,16 @@
-"""Predict: NIfTI images in, label maps of the same geometry and name out."""
+"""Predict: NIfTI images or DICOM series in, label maps of the same geometry out, as NIfTI."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
-from edgeseg.readers import nifti
+from edgeseg.readers import dicom, nifti
 from edgeseg.runtime.overlay import write_overlay
 from edgeseg.runtime.segmenter import Segmentation, Segmenter
 from edgeseg.runtime.throughput import Throughput
@@ -26,6 +27,14 @@ class Predicted:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Images:
+    """What becomes one mask: its files, and a way to read its time points one after the other (one for a volume)."""
+
+    files: tuple[Path, ...]
+    read: Callable[[], Iterator[Case]]
+
+
 def find_images(images: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
     """Case name -> its files, one a channel, from files and folders; nnU-Net's case_0000.nii.gz is channel 0 of case.
 
@@ -40,8 +49,39 @@ def find_images(images: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
     return nifti.read_channels(list(dict.fromkeys(paths)))
 
 
+def find_cases(images: Sequence[Path]) -> tuple[dict[str, Images], list[str]]:
+    """Case name -> what is read for it, and notes on DICOM that was left out or is odd.
+
+    A folder with NIfTI files directly in it is read for those, any other for the DICOM files in and below it.
+
+    Raises:
+        EdgesegError: as `find_images`; neither NIfTI nor DICOM; DICOM without pydicom.
+    """
+    of_dicom = [path for path in map(Path, images) if holds_dicom(path)]
+    of_nifti = [path for path in map(Path, images) if path not in of_dicom]
+    cases = {name: Images(files, partial(nifti.read_times, files, id=name, patient=name))
+             for name, files in (find_images(of_nifti) if of_nifti else {}).items()}
+    stacks, notes = dicom.find_stacks(of_dicom) if of_dicom else ([], [])
+    return cases | {s.name: Images(s.files, s.read_times) for s in stacks}, notes
+
+
+def holds_dicom(path: Path) -> bool:
+    """Whether a path is to be read as DICOM; False when it is not there.
+
+    Raises:
+        EdgesegError: neither NIfTI by name (in a folder: of a file directly in it) nor DICOM by content.
+    """
+    inside = list(path.iterdir()) if path.is_dir() else [path]
+    if not path.exists() or any(nifti.stem(file) is not None for file in inside):
+        return False
+    if any(dicom.is_dicom(f) for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file()):
+        return True
+    raise EdgesegError(f"{path}: holds no .nii or .nii.gz file, and no DICOM in any folder below it" if path.is_dir()
+                       else f"{path}: is not a NIfTI file (.nii or .nii.gz) and not DICOM: convert it")
+
+
 def mask_paths(cases: dict[str, tuple[Path, ...]], out: Path) -> dict[str, Path]:
-    """Where the mask of each case goes: OUT/case.nii.gz with the image's ending, or OUT itself for a single case.
+    """Where the mask of each case goes: OUT/case with the image's ending (DICOM: .nii.gz), or OUT for a single case.
 
     Raises:
         EdgesegError: a mask would overwrite an image, or OUT is a file.
@@ -53,7 +93,7 @@ def mask_paths(cases: dict[str, tuple[Path, ...]], out: Path) -> dict[str, Path]
         raise EdgesegError(f"{out}: is a file, not a folder: choose another -o")
     masks = {}
     for case, files in cases.items():
-        ending = next(e for e in nifti.ENDINGS if files[0].name.endswith(e))
+        ending = next((e for e in nifti.ENDINGS if files[0].name.endswith(e)), nifti.ENDINGS[0])
         masks[case] = out if single else out / f"{case}{ending}"
     images = {f.resolve() for files in cases.values() for f in files}
     for mask in masks.values():
@@ -63,59 +103,67 @@ def mask_paths(cases: dict[str, tuple[Path, ...]], out: Path) -> dict[str, Path]
 
 
 def predict(segmenter: Segmenter, images: Sequence[Path], out: Path, overlay: bool = False,
-            progress: Callable[[Predicted, int], None] | None = None) -> list[Predicted]:
+            progress: Callable[[Predicted, int], None] | None = None,
+            note: Callable[[str], None] | None = None) -> list[Predicted]:
     """Segment every case; one that fails is reported in its result and the others go on.
 
     Args:
         segmenter: a Throughput computes the time points of a 4D image in all its streams.
         overlay: also write case.png, the slices (of the first time point) with their labels in colour.
         progress: called after each case with its result and the number of cases.
+        note: called before the first case with each line on DICOM files that were left out or are odd.
 
     Raises:
-        EdgesegError: before anything is written, see `find_images` and `mask_paths`.
+        EdgesegError: before anything is written, see `find_cases` and `mask_paths`.
     """
-    cases = find_images(images)
-    masks = mask_paths(cases, Path(out))
+    cases, notes = find_cases(images)
+    masks = mask_paths({name: case.files for name, case in cases.items()}, Path(out))
+    if note:
+        for line in notes:
+            note(line)
     results = []
-    for case, files in cases.items():
+    for case, found in cases.items():
         start = time.perf_counter()
         try:
-            frames = predict_case(segmenter, case, files, masks[case], overlay)
+            frames = predict_case(segmenter, found, masks[case], overlay)
             result = Predicted(case, masks[case], frames, time.perf_counter() - start)
         except (EdgesegError, OSError) as error:
-            result = Predicted(case, None, 0, time.perf_counter() - start, describe(error, files[0]))
+            result = Predicted(case, None, 0, time.perf_counter() - start, describe(error, found.files[0]))
         results.append(result)
         if progress:
             progress(result, len(cases))
     return results
 
 
-def predict_case(segmenter: Segmenter, case: str, files: tuple[Path, ...], mask: Path, overlay: bool) -> int:
+def predict_case(segmenter: Segmenter, images: Images, mask: Path, overlay: bool) -> int:
     """Segment one image, of a 4D one each time point by itself, and write the mask; returns the number of frames."""
-    times = nifti.time_points(files[0])
     first: Case | None = None
+    slots = []  # of each time point: where its slices lie in the mask
 
     def volumes() -> Iterator[tuple[np.ndarray, tuple[float, float]]]:
         nonlocal first
-        for volume in nifti.read_times(files, id=case, patient=case):
+        for volume in images.read():
             first = first or volume
+            slots.append(volume.provenance.get("slots"))
             yield volume.frames, volume.spacing
 
     labels = []
     for found in segment_volumes(segmenter, volumes()):
         if not found.ok:
-            raise EdgesegError(f"{files[0]}: {found.status}")
+            raise EdgesegError(f"{images.files[0]}: {found.status}")
         labels.append(found.labels)
     assert first is not None  # an image has at least one time point
-    provenance, stack = first.provenance, labels[0]
-    if times > 1:  # write_labels reshapes [x, y, n] to `shape`, the last axis fastest: slices outside, times inside
-        provenance = provenance | {"shape": (*provenance["shape"], times)}
-        stack = np.stack(labels, axis=1).reshape(-1, *labels[0].shape[1:])
+    provenance, count = first.provenance, sum(map(len, labels))
+    whole = [dicom.on_grid(x, s, provenance["shape"][2]) if s else x for x, s in zip(labels, slots, strict=True)]
+    stack = whole[0]
+    if len(whole) > 1:  # write_labels reshapes [x, y, n] to `shape`, the last axis fastest: in a slice all its times
+        provenance = provenance | {"shape": (*provenance["shape"], len(whole))}
+        stack = np.stack(whole, axis=1).reshape(-1, *whole[0].shape[1:])
     nifti.write_labels(mask, stack, provenance)
     if overlay:
         picture = mask.with_name(f"{nifti.stem(mask)}.png")
         write_overlay(picture, first.frames[:, 0], segmenter.scheme.values, labels[0])
-    return len(stack)
+    return count
 
 
 def segment_volumes(segmenter: Segmenter,

@@ -22,6 +22,7 @@ TORCH_FREE = [
     "edgeseg.cli.main",
     "edgeseg.manifest",
     "edgeseg.readers.acdc, edgeseg.readers.mnms, edgeseg.readers.nnunet, edgeseg.readers.nifti",
+    "edgeseg.readers.dicom",
     "edgeseg.phantoms.cine, edgeseg.phantoms.write",
     "edgeseg.runtime.segmenter",
     "edgeseg.measure.evaluate, edgeseg.measure.bench, edgeseg.measure.worker, edgeseg.measure.verify",
