@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeseg import __version__
-from edgeseg.cli import admit, bench, bundle, calibrate, distill, evaluate, export, predict, verify
+from edgeseg.cli import admit, bench, bundle, calibrate, distill, evaluate, export, predict, search, verify
 from edgeseg.errors import EdgesegError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ def options(version: Annotated[bool, typer.Option("--version", callback=show_ver
 
 
 app.command()(distill.distill)
+app.command()(search.search)
 app.command()(calibrate.calibrate)
 app.command()(export.export)
 app.command()(admit.admit)
