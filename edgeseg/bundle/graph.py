@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeseg import geometry
 from edgeseg.bundle.frame_nodes import FLOOR, FRAME, IMAGE, LABELS, Nodes, add_backward, add_forward
+from edgeseg.bundle.frame_tail import Tail, before_tail_ir, drop_tail
 from edgeseg.errors import EdgesegError
 from edgeseg.geometry import Shape
 from edgeseg.manifest import FrameProtocol
@@ -88,21 +89,19 @@ class Plan:
         add_forward(nodes := Nodes("before/"), self.protocol, self.preprocessing, rows, cols, image)
         return nodes
 
-    def after(self, logits: str, shape: Shape) -> Nodes:
-        """`logits` [1, K, *shape] and FLOOR -> LABELS. A shape smaller than the grid: they go there linearly first."""
+    def after(self, logits: str, tail: Tail) -> Nodes:
+        """`logits` [1, C, *tail.size] and FLOOR -> LABELS. Smaller than the grid: they go there linearly first."""
         canvas, start = window_of(self.preprocessing, self.protocol)
-        axes = list(zip(self.protocol.size, canvas, start, self.preprocessing.size, shape, strict=True))
-        weights = [geometry.linear_weights(h, g) for _, _, _, g, h in axes]
-        nearest = None
-        if self.protocol.back == "logits":
-            weights = [geometry.take_window(geometry.linear_weights(c, n), (0, s), (n, g)) @ w
-                       for (n, c, s, g, _), w in zip(axes, weights, strict=True)]
-        else:
-            rows, cols = (geometry.nearest_index(c, n) - s for n, c, s, _, _ in axes)
-            size = self.preprocessing.size
-            nearest = (np.where(rows < size[0], rows, -1), np.where(cols < size[1], cols, -1))
-        add_backward(nodes := Nodes("after/"), self.protocol, logits, FLOOR, weights[0], weights[1], self.values,
-                     nearest)
+        weights = []
+        for n, c, s, g, h in zip(self.protocol.size, canvas, start, self.preprocessing.size, tail.size, strict=True):
+            to_grid = geometry.linear_weights(h * tail.steps, g)
+            if self.protocol.back == "logits":
+                from_grid = geometry.take_window(geometry.linear_weights(c, n), (0, s), (n, g))
+            else:  # the arg-max of the nearest pixel is that of its logits
+                from_grid = (geometry.nearest_index(c, n)[:, None] - s == np.arange(g)).astype(float)
+            # einsum: the last digits of a BLAS product depend on the machine
+            weights.append(np.einsum("ij,jk->ik", from_grid, to_grid))
+        add_backward(nodes := Nodes("after/"), self.protocol, logits, tail, FLOOR, weights[0], weights[1], self.values)
         return nodes
 
 
@@ -149,8 +148,8 @@ def around_onnx(plan: Plan, core_file: Path) -> Any:
     from edgeseg.onnx_file import clear_traces
 
     core = onnx.compose.add_prefix(onnx.load(core_file), CORE)
-    logits, shape = before_last_resize(core)
-    before, after = plan.before(core.graph.input[0].name), plan.after(logits, shape)
+    logits, tail = drop_tail(core)
+    before, after = plan.before(core.graph.input[0].name), plan.after(logits, tail)
     used = {name for node in core.graph.node for name in node.input}
     model = onnx.helper.make_model(
         graph_of(plan, [*before.nodes, *core.graph.node, *after.nodes],
@@ -178,30 +177,6 @@ def graph_of(plan: Plan, nodes: list[Any], constants: list[Any], inputs: dict[st
                              side(outputs or {LABELS: (1, *size)}), constants)
 
 
-def before_last_resize(core: Any) -> tuple[str, Shape]:
-    """Name and size of what the logits are resampled from. A core that ends in a linear Resize to its grid (a student
-    with a stem of stride 2) loses that node: the way back takes both steps at once, which is the same linear map."""
-    import onnx
-
-    last = next(n for n in core.graph.node if core.graph.output[0].name in n.output)
-    options = {a.name: onnx.helper.get_attribute_value(a) for a in last.attribute}
-    shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
-              for v in (*onnx.shape_inference.infer_shapes(core).graph.value_info, *core.graph.output)}
-    small, full = shapes.get(last.input[0], ()), shapes[core.graph.output[0].name]
-    half_pixel = options.get("coordinate_transformation_mode", b"half_pixel") == b"half_pixel"
-    if (last.op_type == "Resize" and options.get("mode") == b"linear" and half_pixel
-            and not options.get("antialias") and whole_steps(small, full)):
-        core.graph.node.remove(last)
-        return last.input[0], (small[2], small[3])
-    return core.graph.output[0].name, (full[2], full[3])
-
-
-def whole_steps(small: tuple[int, ...], full: tuple[int, ...]) -> bool:
-    """Whether `full` has whole multiples of the rows and columns of `small` (so that no rounding of scales counts)."""
-    return (len(small) == len(full) == 4 and small[:2] == full[:2] and min(small) > 0
-            and full[2] % small[2] == 0 and full[3] % small[3] == 0)
-
-
 def around_ir(plan: Plan, core_file: Path) -> Any:
     """The OpenVINO model of a plan: the parts before and after, converted from ONNX, joined to the core's IR."""
     import openvino as ov
@@ -209,21 +184,12 @@ def around_ir(plan: Plan, core_file: Path) -> Any:
     from edgeseg.bundle.quantise import read_ir
 
     core = read_ir(core_file)
-    logits = core.get_results()[0].input_value(0)
-    last = logits.get_node()
-    full = tuple(last.output(0).shape)
-    if last.get_type_name() == "Interpolate":
-        options = last.get_attributes()
-        if (options["mode"] in ("linear", "linear_onnx") and options["coordinate_transformation_mode"] == "half_pixel"
-                and not options["antialias"] and not any((*options["pads_begin"], *options["pads_end"]))
-                and whole_steps(tuple(last.input_value(0).shape), full)):
-            logits = last.input_value(0)
-    shape = tuple(logits.shape)
+    logits, tail = before_tail_ir(core)
     image = {IMAGE: tuple(core.inputs[0].shape)}
     floor = {FLOOR: (1, 1, 1, 1)}
     parts = []
     for nodes, sides in ((plan.before(IMAGE), (None, image | floor)),
-                         (plan.after(LOGITS, (shape[2], shape[3])), ({LOGITS: shape} | floor, None))):
+                         (plan.after(LOGITS, tail), ({LOGITS: tuple(logits.shape)} | floor, None))):
         parts.append(converted(graph_of(plan, nodes.nodes, nodes.constants, *sides)))
     before, after = parts
     core.get_parameters()[0].output(0).replace(source(before, IMAGE))

@@ -2,7 +2,8 @@
 
 Several inference streams share the CPUs, each with few threads: a small network keeps one core busy and not many. While
 they work, the calling thread prepares the next frames and turns finished logits into labels. A frame goes through the
-same NumPy code and the same network as in `Segmenter.segment_volume`, so its labels are the same.
+same NumPy code and the same network as in `Segmenter.segment_volume`, so its labels are the same. With `segment_frames`
+it goes through the same frame graph as in `Segmenter.segment`, which leaves next to nothing to do around it.
 """
 
 import math
@@ -19,8 +20,10 @@ import numpy as np
 from edgeseg import geometry
 from edgeseg.container import Bundle
 from edgeseg.errors import EdgesegError
+from edgeseg.manifest import FrameProtocol
 from edgeseg.preprocess import to_native
 from edgeseg.runtime.backends import Backend
+from edgeseg.runtime.frame_graph import graph_file
 from edgeseg.runtime.openvino_backend import compiled
 from edgeseg.runtime.segmenter import Segmentation, Segmenter
 from edgeseg.runtime.threads import allowed_cpus, checked_threads, cpu_quota
@@ -31,10 +34,12 @@ VOLUMES = 2
 """Volumes of `segment_volumes` under way at once: one fills the streams while the other drains them."""
 PATIENCE = 60.0
 """Seconds without an answer after which a request has failed; OpenVINO's queue does not call back about those."""
+NO_ANSWER = "OpenVINO gave no answer for {:g} s"
 
 
 class Throughput(Segmenter):
-    """A Segmenter on OpenVINO whose volumes run in several streams. `segment_volume` may be called by several threads.
+    """A Segmenter on OpenVINO whose volumes and frames run in several streams. `segment_volume` and `segment_frames`
+    may be called by several threads.
 
     Args:
         streams: networks that run at the same time. "auto": as many as threads, one thread each.
@@ -48,6 +53,8 @@ class Throughput(Segmenter):
                  threads: int | None = None) -> None:
         self.streams, count = checked_streams(streams, threads)
         super().__init__(bundle, "openvino", precision, count)
+        self._frame_models: dict[str, Any] = {}
+        self._loading = threading.Lock()
 
     def _load(self, path: Path) -> Backend:
         self._queue = Queue(path, self.precision, self.streams, self.threads)
@@ -94,6 +101,84 @@ class Throughput(Segmenter):
             while under_way:
                 yield under_way.popleft().result()
 
+    def segment_frames(self, frames: Iterable[np.ndarray], spacing: tuple[float, float]) -> Iterator[Segmentation]:
+        """`segment` of each raw frame [H, W] or [C, H, W], in order: each has its own statistics, and what is wrong
+        with its pixels is its status.
+
+        Where the bundle has a frame graph for them, all streams work, and REQUESTS_PER_STREAM frames for each are read
+        ahead; other frames are segmented one after the other.
+
+        Raises:
+            EdgesegError: the file of the frame graph cannot be loaded.
+        """
+        kinds: dict[tuple[Any, ...], tuple[Any, list[FrameRequest]]] = {}  # frame graph and its idle requests
+        under_way: deque[FrameRequest | Segmentation] = deque()
+
+        def start(frame: np.ndarray) -> FrameRequest | Segmentation:
+            # each frame finds the CPU's caches full of the last one's network: what is the same for all is asked once
+            if (found := kinds.get(kind := (frame.shape, frame.dtype))) is None:
+                protocol = self._graphs.find(frame.shape[-2:], frame.dtype, spacing) if len(spacing) == 2 else None
+                if protocol is None or self.problem(frame[None], spacing):
+                    return self.segment(frame, spacing)
+                found = kinds[kind] = self._frame_model(protocol), []
+            elif not sound(frame):
+                return self.segment(frame, spacing)  # it says what is wrong
+            model, idle = found
+            request = idle.pop() if idle else FrameRequest(model, idle)
+            request.start(frame)
+            return request
+
+        def finish(request: FrameRequest | Segmentation) -> Segmentation:
+            if isinstance(request, Segmentation):
+                return request
+            try:
+                labels = request.labels()
+            except Exception as error:  # as in `segment`; this request is not used again
+                return Segmentation(np.zeros_like(request.output[0]), f"failed: {type(error).__name__}: {error}")
+            request.idle.append(request)
+            return Segmentation(labels)
+
+        for frame in frames:
+            under_way.append(start(np.asarray(frame)))
+            if len(under_way) > REQUESTS_PER_STREAM * self.streams:
+                yield finish(under_way.popleft())
+        while under_way:
+            yield finish(under_way.popleft())
+
+    def _frame_model(self, protocol: FrameProtocol) -> Any:
+        """The frame graph of a protocol, compiled for all streams when its first frame comes."""
+        with self._loading:
+            if protocol.name not in self._frame_models:
+                path = self.bundle.file(graph_file(protocol, self.backend, self.precision))
+                self._frame_models[protocol.name] = compiled(path, self.precision, "THROUGHPUT", self.streams,
+                                                             self.threads)[0]
+            return self._frame_models[protocol.name]
+
+
+class FrameRequest:
+    """One frame in a frame graph, with buffers of its own: handing arrays over to OpenVINO costs more than copying."""
+
+    def __init__(self, model: Any, idle: list["FrameRequest"]) -> None:
+        self.request, self.idle = model.create_infer_request(), idle
+        self.pixels, self.output = self.request.get_input_tensor(0).data, self.request.get_output_tensor(0).data
+
+    def start(self, frame: np.ndarray) -> None:
+        self.pixels[...] = frame
+        self.request.start_async()
+
+    def labels(self) -> np.ndarray:
+        """Label values uint8 [H, W]; waits for them."""
+        if not self.request.wait_for(int(1000 * PATIENCE)):
+            raise EdgesegError(NO_ANSWER.format(PATIENCE))
+        return self.output[0].copy()  # the next frame overwrites it
+
+
+def sound(frame: np.ndarray) -> bool:
+    """Whether the pixels have any contrast and are finite."""
+    if frame.dtype.kind in "ui" and frame.item(0) != frame.item(frame.size // 2 + frame.shape[-1] // 2):
+        return True  # corner and centre mostly tell: 0.03 ms less than all pixels, with cold caches
+    return bool(-np.inf < frame.min() < frame.max() < np.inf)
+
 
 class Queue:
     """A compiled network with requests for several streams; also a `backends.Backend`."""
@@ -127,7 +212,7 @@ def answer(found: "Future[np.ndarray]") -> np.ndarray:
     try:
         return found.result(PATIENCE)
     except TimeoutError:
-        raise EdgesegError(f"OpenVINO gave no answer for {PATIENCE:g} s") from None
+        raise EdgesegError(NO_ANSWER.format(PATIENCE)) from None
 
 
 def checked_streams(streams: int | Literal["auto"], threads: int | None) -> tuple[int, int]:

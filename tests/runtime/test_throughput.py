@@ -216,3 +216,138 @@ def test_an_exam_with_a_bad_phase_is_an_error_and_no_mask(streams, tmp_path):
     (result,) = predict(streams, [tmp_path / "exam.nii.gz"], tmp_path / "out")
     assert "constant" in result.error
     assert not (tmp_path / "out").exists()
+
+
+PROTOCOLS = ("32x30@1.5", "uint16", "logits"), ("40x36@1.31", "float32", "logits"), ("24x30@1.4x1.6", "int16", "labels")
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """A bundle of z-scored frames with a frame graph for each of PROTOCOLS."""
+    import openvino as ov
+
+    from edgeseg.bundle.graph import parse_protocol, write_frame_graphs
+
+    folder = tiny_bundle.make_bundle(tmp_path_factory.mktemp("a place") / "graphs.edgeseg", precisions=("fp32",))
+    grid = Preprocessing((32, 32), (1.5, 1.5), (Normalisation("zscore"),), window="centre")
+    tiny_bundle.write_network(folder / "model.fp32.onnx", levels=np.array([-0.5, 0, 1, 2], np.float32))
+    ov.save_model(ov.convert_model(folder / "model.fp32.onnx"), folder / "model.fp32.xml", compress_to_fp16=False)
+    protocols = [parse_protocol(*p) for p in PROTOCOLS]
+    for protocol in protocols:
+        write_frame_graphs(folder, grid, (0, 1, 2, 3), protocol)
+    Manifest.read(folder / MANIFEST).model_copy(update={
+        "frames": tuple(protocols), "preprocessing": tiny_bundle.grid_of(grid)}).write(folder / MANIFEST)
+    write_sums(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def frame_streams(graphs):
+    return Throughput(graphs, "fp32", STREAMS)
+
+
+@pytest.fixture(scope="module")
+def frame_segmenter(graphs):
+    return Segmenter(graphs, precision="fp32", threads=1)
+
+
+def raw(protocol, count=23):
+    """Frames of a protocol, each brighter than the last, and their spacing."""
+    size, dtype = tuple(map(int, protocol[0].split("@")[0].split("x"))), protocol[1]
+    mm = [float(v) for v in protocol[0].split("@")[1].split("x")]
+    frames = np.clip(noisy(count, size) + 100, 0, None) * np.arange(1, count + 1)[:, None, None]
+    return list(frames.astype(dtype)), (mm[0], mm[-1])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=[p[1] for p in PROTOCOLS])
+def test_frames_come_back_in_order_with_the_labels_of_segment(frame_streams, frame_segmenter, protocol, monkeypatch):
+    frames, spacing = raw(protocol)
+    expected = [frame_segmenter.segment(f, spacing) for f in frames]
+    assert len({e.labels.tobytes() for e in expected}) == len(frames)
+    monkeypatch.setattr(frame_streams, "segment", None)  # every frame goes through the graph
+    for given in (frames, [f[None] for f in frames], [f.T.copy().T for f in frames]):
+        found = list(frame_streams.segment_frames(iter(given), spacing))
+        assert len(found) == len(frames)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+
+
+def test_a_bad_frame_is_its_status_and_does_not_disturb_its_neighbours(frame_streams, frame_segmenter):
+    (good, spacing), (floats, _) = raw(PROTOCOLS[0], 6), raw(PROTOCOLS[1], 2)
+    holes = floats[0].copy()
+    holes[3, 4], floats[1][5, 5] = np.nan, np.inf
+    dot, frame = np.full_like(good[0], 7), np.zeros_like(good[0])
+    dot[20, 3], frame[16, :] = 9, 5  # corner and centre are the same, and are not
+    frames = [np.full_like(good[0], 7), good[0], good[1], np.zeros_like(good[0]), np.float32(3), good[2], holes, dot,
+              frame, floats[0], floats[1], np.stack([good[0]] * 2), good[0][None, None], good[3],
+              np.zeros((0, 30), np.uint16), good[0].astype(complex), good[4]]
+    for where in (spacing, (1.31, 1.31), (0, 1), (np.nan, 1), (1,), (1e6, 1e6)):
+        found = list(frame_streams.segment_frames(frames, where))
+        for one, frame in zip(found, frames, strict=True):
+            assert_same(one, frame_segmenter.segment(frame, where))
+    found = list(frame_streams.segment_frames(frames, spacing))
+    assert [f.ok for f in found[:6]] == [False, True, True, False, False, True]
+
+
+def test_frames_of_no_protocol_are_segmented_too(frame_streams, frame_segmenter):
+    frames = list(noisy(9, (41, 36)))
+    for one, frame in zip(frame_streams.segment_frames(frames, SPACING), frames, strict=True):
+        assert_same(one, frame_segmenter.segment(frame, SPACING))
+
+
+def test_frames_are_read_a_few_ahead_and_may_share_one_buffer(frame_streams, frame_segmenter):
+    frames, spacing = raw(PROTOCOLS[0], 40)
+    read, buffer = [], np.empty_like(frames[0])
+
+    def scanner():
+        for i, frame in enumerate(frames):
+            read.append(i)
+            buffer[...] = frame
+            yield buffer
+
+    found = frame_streams.segment_frames(scanner(), spacing)
+    first = next(found)
+    assert len(read) == throughput.REQUESTS_PER_STREAM * STREAMS + 1
+    for one, frame in zip([first, *found], frames, strict=True):
+        assert_same(one, frame_segmenter.segment(frame, spacing))
+
+
+def test_whoever_wants_no_more_frames_just_stops(frame_streams, frame_segmenter):
+    frames, spacing = raw(PROTOCOLS[0])
+    for _ in range(20):
+        assert_same(next(frame_streams.segment_frames(frames, spacing)), frame_segmenter.segment(frames[0], spacing))
+
+
+def test_several_threads_may_send_frames(frame_streams, frame_segmenter):
+    sent = {i: raw(protocol) for i, protocol in enumerate((*PROTOCOLS, PROTOCOLS[0]))}
+    found = {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: list(frame_streams.segment_frames(*sent[i]))}))
+               for i in sent]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(30)
+    for i, (frames, spacing) in sent.items():
+        for one, frame in zip(found[i], frames, strict=True):
+            assert_same(one, frame_segmenter.segment(frame, spacing))
+
+
+def test_a_frame_without_an_answer_is_a_status(graphs, monkeypatch):
+    (frames, spacing), labels = raw(PROTOCOLS[0], 9), throughput.FrameRequest.labels
+    broken = iter([False, True] * 9)
+    monkeypatch.setattr(throughput.FrameRequest, "labels", lambda request: 1 / 0 if next(broken) else labels(request))
+    found = list(Throughput(graphs, "fp32", STREAMS).segment_frames(frames, spacing))
+    assert [f.ok for f in found] == [True, False] * 4 + [True]
+    assert found[1].status == "failed: ZeroDivisionError: division by zero"
+    assert found[1].labels.shape == frames[1].shape
+    assert not found[1].labels.any()
+
+
+def test_a_frame_graph_that_cannot_be_loaded_is_the_callers_error(graphs, tmp_path):
+    folder = tmp_path / "broken.edgeseg"
+    shutil.copytree(graphs, folder)
+    (folder / "frames" / "32x30@1.5-uint16" / "fp32.xml").write_text("<net")
+    write_sums(folder)
+    frames, spacing = raw(PROTOCOLS[0], 2)
+    with pytest.raises(EdgesegError, match="cannot load this network"):
+        list(Throughput(folder, "fp32", STREAMS).segment_frames(frames, spacing))
