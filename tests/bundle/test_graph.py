@@ -219,6 +219,15 @@ def test_statistics_are_those_of_double_precision_sums(low, contrast, dtype):
     np.testing.assert_allclose(mine, theirs, atol=2e-3 * max(1.0, np.abs(theirs).max() / 100))
 
 
+@pytest.mark.parametrize(("low", "contrast", "dtype"),
+                         [(65000, 3, "uint16"), (-32000, 3, "int16"), (1e6, 2, "float32")])
+def test_an_offset_that_fills_the_frame_costs_no_digits(low, contrast, dtype):
+    frame = (low + np.random.default_rng(0).integers(0, contrast, (1, 240, 200))).astype(dtype)
+    mine, theirs = network_input(ZSCORE, parse_protocol("240x200@1.25", dtype), frame)
+    assert theirs.std() > 0.3
+    np.testing.assert_allclose(mine, theirs, atol=2e-3)
+
+
 def test_a_single_bright_pixel_is_a_box_of_its_own():
     frame = np.zeros((1, 50, 50), np.uint16)
     frame[0, 13, 27] = 9
