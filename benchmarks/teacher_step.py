@@ -1,6 +1,7 @@
 """The steps of a benchmark that need torch, each in a process of its own, so that no timing shares one with torch.
 
     teacher_step.py random-network OUT.onnx --features 32,64,128,256,512,512 --size 192
+    teacher_step.py random-folder FOLDER --features 32,64,128,256,512,512 --size 192
     teacher_step.py predict nnunet:FOLDER --data acdc:DIR --split val --tta mirror --cache DIR [--split-file FILE]
 """
 
@@ -18,10 +19,19 @@ def random_network(out: Path, features: list[int], size: int) -> None:
 
     Written as a model folder and read back, so that it takes the path of every teacher.
     """
-    import torch
-
     from edgeseg.teachers import open_teacher
     from edgeseg.teachers.export import teacher_onnx
+
+    with tempfile.TemporaryDirectory() as scratch:
+        parameters = random_folder(Path(scratch) / "model", features, size)
+        teacher_onnx(open_teacher(f"nnunet:{Path(scratch) / 'model'}"), out)
+    print(json.dumps({"parameters": parameters, "features": features, "size": size}))
+
+
+def random_folder(out: Path, features: list[int], size: int) -> int:
+    """A nnU-Net model folder of a cardiac 2d plan with random weights; returns the number of parameters."""
+    import torch
+
     from edgeseg.teachers.folder import make_dataset_json, make_plans, write_model_folder
     from edgeseg.teachers.plans import build_network
 
@@ -30,11 +40,8 @@ def random_network(out: Path, features: list[int], size: int) -> None:
     plans = make_plans("Dataset999_Random", features, (size, size), (1.5625, 1.5625))
     dataset = make_dataset_json(labels, ["cineMRI"])
     network = build_network(plans, dataset)
-    with tempfile.TemporaryDirectory() as scratch:
-        write_model_folder(Path(scratch) / "model", network.state_dict(), dataset, plans)
-        teacher_onnx(open_teacher(f"nnunet:{Path(scratch) / 'model'}"), out)
-    parameters = sum(p.numel() for p in network.parameters())
-    print(json.dumps({"parameters": parameters, "features": features, "size": size}))
+    write_model_folder(out, network.state_dict(), dataset, plans)
+    return sum(p.numel() for p in network.parameters())
 
 
 def predict(spec: str, data: str, split: str, split_file: Path | None, tta: Any, cache: Path) -> None:
@@ -61,10 +68,11 @@ def predict(spec: str, data: str, split: str, split_file: Path | None, tta: Any,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     steps = parser.add_subparsers(dest="step", required=True)
-    step = steps.add_parser("random-network")
-    step.add_argument("out", type=Path)
-    step.add_argument("--features", type=lambda text: [int(n) for n in text.split(",")], required=True)
-    step.add_argument("--size", type=int, default=192)
+    for name in ("random-network", "random-folder"):
+        step = steps.add_parser(name)
+        step.add_argument("out", type=Path)
+        step.add_argument("--features", type=lambda text: [int(n) for n in text.split(",")], required=True)
+        step.add_argument("--size", type=int, default=192)
     step = steps.add_parser("predict")
     step.add_argument("spec")
     step.add_argument("--data", required=True)
@@ -75,6 +83,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.step == "random-network":
         random_network(given.out, given.features, given.size)
+    elif given.step == "random-folder":
+        random_folder(given.out, given.features, given.size)
     else:
         predict(given.spec, given.data, given.split, given.split_file, given.tta, given.cache)
 
