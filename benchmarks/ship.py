@@ -44,7 +44,8 @@ def ship(run: Run, name: str, protocols: tuple[FrameProtocol, ...], recipe: Cali
     """Export `run` as the shipped bundle `name` of the checkout `root`, and return it; errors as of `place`."""
     out, _ = places(name, root, replace)  # better said before the export
     with tempfile.TemporaryDirectory(prefix="edgeseg-ship-") as kept:
-        made = export_bundle(run, Path(kept) / out.name, recipe=recipe, protocols=protocols, seconds=seconds,
+        made = export_bundle(run, Path(kept) / out.name, recipe=recipe, protocols=protocols, frame_precisions=("int8",),
+                             seconds=seconds,
                              say=lambda line: print(f"export   {line}", flush=True))
         return place(made, name, root, replace)
 

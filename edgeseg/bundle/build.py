@@ -54,6 +54,7 @@ class Job(Part):
     int8: bool
     recipe: dict[str, Any]
     protocols: tuple[FrameProtocol, ...]
+    frame_precisions: tuple[PrecisionName, ...]
     frames_from: str
     seconds: float
     golden: str = ""
@@ -84,7 +85,7 @@ def build(scratch: Path, folder: Path, say: Say) -> Measured:
     refuse_bad(checks)
     for protocol in job.protocols:
         say(f"frame graph {protocol.name}")
-        write_frame_graphs(folder, site.run.preprocessing, site.run.scheme.values, protocol)
+        write_frame_graphs(folder, site.run.preprocessing, site.run.scheme.values, protocol, job.frame_precisions)
     frame_checks = site.check_frames(job.protocols)
     write_golden(folder, site.run.preprocessing, job.golden)
     gates = site.gates()

@@ -38,7 +38,7 @@ from edgeseg.manifest import (
 from edgeseg.measure.document import plain
 from edgeseg.onnx_file import write_onnx
 from edgeseg.readers import open_data
-from edgeseg.runtime.backends import BACKENDS
+from edgeseg.runtime.backends import BACKENDS, PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,14 +50,14 @@ PACKAGES = ("edgeseg", "torch", "onnx", "onnxscript", "onnxruntime", "openvino",
 
 
 def export_bundle(run: Run, out: Path | None = None, int8: bool = True, recipe: CalibrationRecipe | None = None,
-                  protocols: tuple[FrameProtocol, ...] = (), force: bool = False,
-                  seconds: float = 2.0, golden: str = "", say: Say = lambda line: None) -> Path:
+                  protocols: tuple[FrameProtocol, ...] = (), frame_precisions: tuple[Precision, ...] = PRECISIONS,
+                  force: bool = False, seconds: float = 2.0, golden: str = "", say: Say = lambda line: None) -> Path:
     """Make the bundle of a finished run and return its folder.
 
     Args:
         out: default: RUN.edgeseg beside the run.
         recipe: calibration frames, ladder and limits; default: 100 training frames.
-        protocols: frame graphs to write.
+        protocols: frame graphs to write, for those of `frame_precisions` that the bundle has.
         force: replace a bundle that is already there, once the new one is complete.
         seconds: counted time of each row of the speed gate.
         golden: data set whose frames go into golden.npz, images included; default: phantom frames.
@@ -74,8 +74,8 @@ def export_bundle(run: Run, out: Path | None = None, int8: bool = True, recipe: 
     check_target(out, force)
     try:
         with beside(out, force) as folder:
-            fill(folder, run, out.name.removesuffix(SUFFIX), int8, recipe or CalibrationRecipe(), protocols, seconds,
-                 golden, say)
+            fill(folder, run, out.name.removesuffix(SUFFIX), int8, recipe or CalibrationRecipe(), protocols,
+                 frame_precisions, seconds, golden, say)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -85,7 +85,8 @@ def export_bundle(run: Run, out: Path | None = None, int8: bool = True, recipe: 
 
 
 def fill(folder: Path, run: Run, name: str, int8: bool, recipe: CalibrationRecipe,
-         protocols: tuple[FrameProtocol, ...], seconds: float, golden: str, say: Say) -> None:
+         protocols: tuple[FrameProtocol, ...], frame_precisions: tuple[Precision, ...], seconds: float, golden: str,
+         say: Say) -> None:
     """Write every file of the bundle into `folder`."""
     data = run.dataset()
     model = run.student()
@@ -102,7 +103,8 @@ def fill(folder: Path, run: Run, name: str, int8: bool, recipe: CalibrationRecip
         inputs = np.stack([f.window for f in draw_frames(data.select(source), run.preprocessing, CHECK_FRAMES, 0)])
         np.save(scratch / "inputs.npy", inputs)
         job = Job(run=str(run.folder.absolute()), int8=int8, recipe=asdict(recipe), protocols=protocols,
-                  frames_from=f"{data.name} {source}", seconds=seconds, golden=golden)
+                  frame_precisions=frame_precisions, frames_from=f"{data.name} {source}", seconds=seconds,
+                  golden=golden)
         measured = attempt(folder, scratch, model, inputs, job, say)
         if frames is not None and "fine-tune" in recipe.rungs and may_tune(measured):
             measured = tune(folder, scratch, run, frames, inputs, job, recipe.fine_tune_steps, measured, say)

@@ -21,6 +21,7 @@ from edgeseg.errors import EdgesegError
 from edgeseg.geometry import Shape
 from edgeseg.manifest import FrameProtocol
 from edgeseg.preprocess import Preprocessing
+from edgeseg.runtime.backends import PRECISIONS
 
 LARGEST_SIDE = 8192
 """Pixels of a frame's side; also of its resampled image, of which more means a wrong spacing."""
@@ -106,11 +107,11 @@ class Plan:
 
 
 def write_frame_graphs(folder: Path, preprocessing: Preprocessing, scheme_values: tuple[int, ...],
-                       protocol: FrameProtocol) -> list[Path]:
+                       protocol: FrameProtocol, precisions: tuple[str, ...] = PRECISIONS) -> list[Path]:
     """Write frames/NAME/{fp32,int8}.{onnx,xml,bin} below a bundle folder, for the model files that it has.
 
     Args:
-        scheme_values: label value of each class.
+        scheme_values: label value of each class. precisions: of the frame graphs, each of which holds all weights.
 
     Raises:
         EdgesegError: see `window_of`; nothing is written then. OSError: the disk is full.
@@ -122,7 +123,7 @@ def write_frame_graphs(folder: Path, preprocessing: Preprocessing, scheme_values
     out = folder / "frames" / protocol.name
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    for precision in ("fp32", "int8"):
+    for precision in precisions:
         if (core := folder / f"model.{precision}.onnx").is_file():
             written.append(write(around_onnx(plan, core), out / f"{precision}.onnx"))
         xml = out / f"{precision}.xml"

@@ -24,6 +24,7 @@ def export(
     seed: Annotated[int | None, Opt(help="which frames")] = None,
     keep_ids: Annotated[bool, Opt("--keep-ids", help="ids of the frames in the sheet, not salted hashes")] = False,
     frame: Annotated[list[str] | None, Opt(help="frame graph for a protocol, as 256x216@1.40625; repeat")] = None,
+    frame_precision: Annotated[str, Opt(help="of --frame: fp32,int8; int8 alone makes a small bundle")] = "fp32,int8",
     dtype: Annotated[str, Opt(help="pixels of --frame: uint8, int16, uint16, float32")] = "uint16",
     back: Annotated[str, Opt(help="from the small grid: logits (linear, then arg-max) or labels (nearest)")] = "logits",
     seconds: Annotated[float, Opt(help="of timing a row of the speed gate")] = 2.0,
@@ -43,6 +44,7 @@ def export(
     from edgeseg.cli.table import show
     from edgeseg.container import open_bundle
     from edgeseg.distill.run import Run, latest_run
+    from edgeseg.runtime.backends import PRECISIONS
 
     if golden_from and not i_may_share_these:
         raise EdgesegError(f"--golden-from {golden_from}: puts images of this data into the bundle; if you may share "
@@ -51,8 +53,12 @@ def export(
     recipe = replace(recipe, frames=recipe.frames if calibration_frames is None else calibration_frames,
                      seed=recipe.seed if seed is None else seed, keep_ids=keep_ids or recipe.keep_ids)
     protocols = tuple(parse_protocol(text, dtype, back) for text in frame or ())
-    bundle = open_bundle(export_bundle(Run.open(run or latest_run()), out, int8, recipe, protocols, force, seconds,
-                                       golden_from or "", lambda line: typer.echo(f"export   {line} ...", err=as_json)))
+    precisions = tuple(p for p in PRECISIONS if p in frame_precision.split(","))
+    if not precisions or set(frame_precision.split(",")) - set(precisions):
+        raise EdgesegError(f"--frame-precision {frame_precision}: choose fp32, int8 or fp32,int8")
+    bundle = open_bundle(export_bundle(Run.open(run or latest_run()), out, int8, recipe, protocols, precisions, force,
+                                       seconds, golden_from or "",
+                                       lambda line: typer.echo(f"export   {line} ...", err=as_json)))
     measured = bundle.manifest.measured
     missed = [g for g in measured.admission.gates if not g.passed] if measured.admission else []
     if as_json:

@@ -62,6 +62,16 @@ def other_graph(folder, backend, precision, preprocessing=GRID, values=VALUES, b
     return protocol
 
 
+def test_frame_graphs_of_one_precision_are_written_and_checked_alone(sound, data, tmp_path):
+    for path in sound.glob("model.*"):
+        shutil.copy(path, tmp_path)
+    protocol = parse_protocol(FINE, "uint16")
+    written = write_frame_graphs(tmp_path, GRID, VALUES, protocol, ("int8",))
+    assert sorted(p.name for p in written) == ["int8.bin", "int8.onnx", "int8.xml"]
+    assert all(p.read_bytes() == (sound / p.relative_to(tmp_path)).read_bytes() for p in written)
+    assert {c.precision for c in check_frame_graph(tmp_path, protocol, data, GRID, VALUES)} == {"int8"}
+
+
 @pytest.mark.parametrize("back", ["logits", "labels"])
 def test_sound_graphs_pass_with_either_way_back(sound, data, back):
     found = check_frame_graph(sound, parse_protocol(FINE, "uint16", back), data, GRID, VALUES)

@@ -57,4 +57,6 @@ def test_bad_input_is_one_line_with_code_2_and_changes_nothing(tiny, tmp_path, m
     assert "--force" in said(monkeypatch, capsys, "export", tiny.folder, "--out", kept)
     assert "--calibration-frames" in said(monkeypatch, capsys, "export", tiny.folder, "--out", tmp_path / "new.edgeseg",
                                           "--calibration-frames", 1)
+    assert "choose fp32, int8" in said(monkeypatch, capsys, "export", tiny.folder, "--out", tmp_path / "new.edgeseg",
+                                       "--frame-precision", "int4,int8")
     assert sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
