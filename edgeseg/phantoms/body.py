@@ -60,6 +60,9 @@ class Body:
     spleen: float
     stomach: float
     marrow: float
+    ink: float = -1.0  # sign of fat's signal: negative makes dark outlines
+    speckle: float = 1.0  # unevenness of the lung
+    clutter: float = 0.0  # 0..1: how much is strewn over it that is no anatomy
 
 
 def sample_body(rng: np.random.Generator, axial: bool, reach: float, floor: float) -> Body:
@@ -87,12 +90,12 @@ def paint_body(body: Body, canvas: Canvas, level: float, key: tuple[int, ...]) -
     inner = trunk + body.fat_mm * (1 + 0.4 * wide)
     thorax = inner + body.muscle_mm * (1 + 0.2 * wide + 0.08 * rough)
 
-    canvas.paint(coverage(trunk, pixel), -body.fat * (1 + 0.05 * fine + 0.10 * rough))
+    canvas.paint(coverage(trunk, pixel), body.ink * body.fat * (1 + 0.05 * fine + 0.10 * rough))
     canvas.paint(coverage(np.abs(trunk + 1.5) - 1.2, pixel), 0.45 * body.muscle)  # skin
     canvas.paint(coverage(inner, pixel), body.muscle * (1 + 0.10 * fine))
     paint_ribs(body, canvas, inner, rng, level)
     cavity = coverage(thorax, pixel)
-    canvas.paint(cavity, body.lung * (1 + 0.25 * fine) * (1 + 0.3 * rough))
+    canvas.paint(cavity, body.lung * (1 + 0.25 * body.speckle * fine) * (1 + 0.3 * body.speckle * rough))
     canvas.image += cavity * lung_vessels(rng, shape, pixel)
     if plan is OBLIQUE:
         paint_spine(body, canvas, level)
@@ -104,6 +107,28 @@ def paint_body(body: Body, canvas: Canvas, level: float, key: tuple[int, ...]) -
     size = (size[0] * float(rng.uniform(0.85, 1.15)), size[1] * float(rng.uniform(0.6, 1.2)))
     canvas.ellipse(at, (size[0] + 1, size[1] + 1), body.muscle, turn)
     canvas.ellipse(at, size, float(rng.uniform(0.75, 1.15)), turn)
+    if body.clutter:
+        strew(body.clutter, canvas, rng)
+
+
+def strew(amount: float, canvas: Canvas, rng: np.random.Generator) -> None:
+    """Shapes of any signal, some like a ventricle (a ring), some with a smooth edge, anywhere but for the heart that is
+    painted over them: what a network must not learn is where things lie and how bright they are."""
+    shape, pixel = canvas.image.shape, canvas.pixel
+    texture = 1 + 0.15 * smooth_noise(rng, (shape[0], shape[1]), 6 / pixel)
+    if rng.random() < 0.3 * amount:  # another body altogether: patches of noise
+        patches = smooth_noise(rng, (shape[0], shape[1]), float(rng.uniform(15, 60)) / pixel)
+        for level in rng.uniform(-1.2, 1.2, 3):
+            cover = coverage((float(level) - patches) * 8, 2 * pixel) * np.float32(rng.uniform(0.5, 1))
+            canvas.paint(cover, texture * np.float32(rng.uniform(0.02, 1.3)))
+    for _ in range(int(rng.poisson(10 * amount))):
+        at = float(rng.uniform(canvas.x.min(), canvas.x.max())), float(rng.uniform(canvas.y.min(), canvas.y.max()))
+        semi = float(rng.uniform(4, 35)), float(rng.uniform(4, 25))
+        turn, value = float(rng.uniform(0, 3.2)), float(rng.choice([rng.uniform(0.02, 1.3), -rng.uniform(0.3, 1.0)]))
+        canvas.ellipse(at, semi, value, turn)
+        if rng.random() < 0.4 and min(semi) > 8:
+            inner = float(rng.uniform(2, 0.6 * min(semi)))
+            canvas.ellipse(at, (semi[0] - inner, semi[1] - inner), float(rng.uniform(0.02, 1.3)), turn)
 
 
 def paint_ribs(body: Body, canvas: Canvas, inner: np.ndarray, rng: np.random.Generator, level: float) -> None:
@@ -114,9 +139,9 @@ def paint_ribs(body: Body, canvas: Canvas, inner: np.ndarray, rng: np.random.Gen
     depth = np.abs(inner + 0.55 * body.muscle_mm) - 0.28 * body.muscle_mm
     rib = np.maximum(depth, (0.35 - wave) * 9)
     canvas.paint(coverage(rib - 1.2, canvas.pixel), 0.04)
-    canvas.paint(coverage(rib, canvas.pixel), -body.marrow)
+    canvas.paint(coverage(rib, canvas.pixel), body.ink * body.marrow)
     gap = np.maximum(np.abs(inner + 0.15 * body.muscle_mm) - 0.9, (wave + 0.2) * 9)
-    canvas.paint(coverage(gap, canvas.pixel), -0.8 * body.fat)
+    canvas.paint(coverage(gap, canvas.pixel), 0.8 * body.ink * body.fat)
 
 
 def lung_vessels(rng: np.random.Generator, shape: tuple[int, int], pixel: float) -> np.ndarray:
@@ -138,7 +163,7 @@ def paint_spine(body: Body, canvas: Canvas, level: float) -> None:
     for step in (-2, -1, 0, 1, 2) if dy else (0,):
         at = (x + step * dx, y + step * dy + 8 * level)
         canvas.ellipse(at, (19, 15), 0.12)
-        canvas.ellipse(at, (17.5, 13.5), -0.7 * body.marrow)
+        canvas.ellipse(at, (17.5, 13.5), 0.7 * body.ink * body.marrow)
         behind = (at[0] + 24, at[1]) if dy else (at[0], at[1] + 23)
         canvas.ellipse(behind, (7, 17) if dy else (10, 7), 1.1)
         canvas.ellipse(behind, (3.5, 17) if dy else (5, 3.5), 0.5)
@@ -151,7 +176,8 @@ def paint_abdomen(body: Body, canvas: Canvas, cavity: np.ndarray, level: float, 
     tilt, curve, rise = plan.diaphragm
     edge = body.floor - rise * level + tilt * x + np.float32(curve / 100) * (x + 15) ** 2
     below = cavity * coverage(edge - y, pixel)
-    canvas.paint(below, np.where(rough + 0.2 * fine > 0.8, 0.3, -body.fat * (0.85 + 0.15 * fine + 0.1 * rough)))
+    fat = body.ink * body.fat * (0.85 + 0.15 * fine + 0.1 * rough)
+    canvas.paint(below, np.where(rough + 0.2 * fine > 0.8, 0.3, fat))
     up = (0.0, body.floor - 42 - rise * (level - 0.5))
 
     wander = rng.normal(0, 5, 2)
@@ -170,7 +196,7 @@ def paint_abdomen(body: Body, canvas: Canvas, cavity: np.ndarray, level: float, 
     organ(plan.spleen, body.spleen)
     organ(plan.kidney, 0.95 * body.spleen + 0.1)  # a ring, like the ventricle
     organ(plan.kidney, 0.7 * body.spleen, 6)
-    organ(plan.kidney, -0.8 * body.fat, 14)
+    organ(plan.kidney, 0.8 * body.ink * body.fat, 14)
     organ(plan.stomach, 0.9 * body.muscle)
     organ(plan.stomach, body.stomach, 4)
     at, semi, turn = plan.liver

@@ -22,6 +22,11 @@ class Tissue:
     papillary: tuple[tuple[float, float, float, float, float], ...]  # angle, share of radius, mm, first and last level
     swirl: float  # flow artefact in the blood
     mottle: float  # unevenness of the muscle
+    atria: bool = False  # seen beside the base of the left ventricle where the right one does not reach
+    strands: float = 1.0  # contrast of the right ventricle's trabeculae
+    pericardium: float = 0.0  # thickness of a grey shell round the fat, mm
+    rim: float = 0.0  # thickness of a dark line between muscle and fat, mm
+    ink: float = -1.0  # sign of fat's signal: negative makes dark outlines
 
 
 def sample_tissue(rng: np.random.Generator, heart: Heart, fat: float) -> Tissue:
@@ -101,12 +106,17 @@ def paint_heart(canvas: Canvas, polar: Polar, heart: Heart, tissue: Tissue, at: 
     muscle = tissue.muscle * (1 + tissue.mottle * grain.muscle)
     epi, free = at.epi[k], at.free_wall[k]
     right = free > 0
-    if m < 0 or not epi.any():
+    if m < 0 or not epi.any() or (tissue.atria and m < 0.25 and not right.any()):
         paint_above_or_below(canvas, polar, heart, tissue, at, k, grain, muscle, flow)
     outer = np.maximum(epi, np.where(right, free + tissue.rv_wall, 0))
     if outer.any():
-        fat = -tissue.fat * (0.8 + 0.12 * grain.muscle + 0.1 * grain.bend)
-        canvas.paint(coverage(r - polar(round_off(outer) + tissue.fat_mm), 1.5 * pixel), fat)
+        fat = tissue.ink * tissue.fat * (0.8 + 0.12 * grain.muscle + 0.1 * grain.bend)
+        edge = r - polar(round_off(outer) + tissue.fat_mm)
+        if tissue.pericardium:
+            canvas.paint(coverage(edge - tissue.pericardium, pixel), 0.9 * muscle)
+        canvas.paint(coverage(edge, 1.5 * pixel), fat)
+        if tissue.rim:
+            canvas.paint(coverage(r - polar(outer) - tissue.rim, pixel), 0.25 * muscle)
     if right.any():
         septum, wall = polar(at.septum[k]), polar(np.where(right, free, at.septum[k]))
         canvas.paint(coverage(np.maximum(r - wall - tissue.rv_wall * (wall > septum), septum - r), pixel), muscle)
@@ -115,7 +125,7 @@ def paint_heart(canvas: Canvas, polar: Polar, heart: Heart, tissue: Tissue, at: 
         apical = 1 + 1.2 * np.clip(m, 0, 1)
         teeth = coverage(depth - polar(grain.rv) * np.float32(apical), 2.5)
         strand = np.clip((grain.strands - 1.0 + 0.3 * np.float32(apical)) * 0.8, 0, 0.45)
-        mix = np.maximum(0.7 * teeth, strand)
+        mix = np.maximum(0.7 * teeth, np.float32(tissue.strands) * strand)
         canvas.paint(coverage(np.maximum(r - wall, septum - r), pixel), blood + mix * (muscle - blood))
     if epi.any():
         canvas.paint(coverage(r - polar(epi), pixel), muscle)
@@ -144,14 +154,14 @@ def paint_above_or_below(canvas: Canvas, polar: Polar, heart: Heart, tissue: Tis
     """Beyond the apex a pad of fat; above the base atria, aortic root and pulmonary artery (blood, not labelled)."""
     x, y, r, pixel, size = polar.x + 4 * grain.bend, polar.y - 3 * grain.bend, polar.r, canvas.pixel, heart.radius
     if at.material[k] > 0:
-        canvas.paint(coverage(r - 0.55 * size, pixel), -tissue.fat)
+        canvas.paint(coverage(r - 0.55 * size, pixel), tissue.ink * tissue.fat)
         return
     p, q = np.cos(heart.septum), np.sin(heart.septum)
 
     def vessel(along: float, across: float, semi: tuple[float, float], wall: float, turn: float) -> None:
         centre = size * (along * p - across * q), size * (along * q + across * p)
         edge = ellipse(x, y, centre, (size * semi[0], size * semi[1]), heart.septum + turn)
-        canvas.paint(coverage(edge - wall - 2 - 2 * grain.bend, 2 * pixel), -0.8 * tissue.fat)
+        canvas.paint(coverage(edge - wall - 2 - 2 * grain.bend, 2 * pixel), 0.8 * tissue.ink * tissue.fat)
         canvas.paint(coverage(edge - wall, pixel), muscle)
         canvas.paint(coverage(edge, pixel), shade * flow)
 

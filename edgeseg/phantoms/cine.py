@@ -7,7 +7,7 @@ frame k of case n is the same on every machine (up to the rounding of a value by
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from edgeseg.errors import EdgesegError
 from edgeseg.labels import LabelScheme
 from edgeseg.phantoms.body import Body, paint_body, sample_body
 from edgeseg.phantoms.chambers import Grain, Polar, Tissue, grain_of, label_slice, paint_heart, sample_tissue
+from edgeseg.phantoms.deform import Bender, Deformation
 from edgeseg.phantoms.heart import GROUPS, Contours, Heart, contours, contraction, sample_heart, volumes
 from edgeseg.phantoms.scanner import Scan, acquire, sample_scan, sensitivity
 from edgeseg.phantoms.texture import Canvas, enlarge, smooth_noise, stream
@@ -32,7 +33,7 @@ SIZES = ((256, 216), (256, 208), (256, 232), (216, 256), (208, 256), (224, 208),
 """Rows and columns of an image."""
 HEART_REACH = 100.0
 """mm around the LV's centre within which the heart is painted."""
-BODY, WARP, GRAIN, FIELD, FLOW, NOISE = range(1, 7)
+BODY, WARP, GRAIN, FIELD, FLOW, NOISE, BEND = range(1, 8)
 """Last part of the key of a random stream: what it is drawn for."""
 
 
@@ -44,6 +45,7 @@ class Patient:
         index, seed: what it was drawn from. group: one of GROUPS. shape: rows, columns. spacing: in-plane, mm.
         levels: of the slices, mm from the base towards the apex. shifts: x, y of every slice (breath holds), mm.
         place: where the heart's middle is, mm from the image's centre. turn: of the whole scene.
+        bent: how the whole scene is deformed. domain: "" or "wide" (edgeseg/phantoms/wide.py).
     """
 
     index: int
@@ -62,10 +64,17 @@ class Patient:
     body: Body
     scan: Scan
     slice_gain: np.ndarray
+    bent: Deformation | None = None
+    domain: str = ""
 
     @property
     def name(self) -> str:
-        return f"phantom{self.index:04d}"
+        return name_of(self.index, self.domain)
+
+
+def name_of(index: int, domain: str) -> str:
+    """Patients of another domain are other patients, whatever their number."""
+    return f"{domain or 'phantom'}{index:04d}"
 
 
 def group_of(index: int) -> str:
@@ -118,9 +127,12 @@ def cine_scenes(patient: Patient) -> list[Scene]:
     centres = heart.centre(patient.levels) + patient.shifts
     cos, sin = np.cos(patient.turn), np.sin(patient.turn)
     warp, scenes = np.zeros((2, 6, 6), np.float32), []
+    bend = Bender(patient.bent, patient.shape, pixel) if patient.bent else None
     for k, level in enumerate(patient.levels):
         y = (np.arange(rows) + 0.5 - rows / 2)[:, None] * pixel - patient.place[1] - patient.shifts[k, 1]
         x = (np.arange(cols) + 0.5 - cols / 2)[None, :] * pixel - patient.place[0] - patient.shifts[k, 0]
+        if bend:
+            x, y = bend(x, y, (*base, k, BEND))
         x, y = (cos * x + sin * y).astype(np.float32), (cos * y - sin * x).astype(np.float32)
         warp = 0.85 * warp + 0.53 * stream(*base, k, WARP).standard_normal(warp.shape, np.float32)
         canvas = Canvas(x + 8 * enlarge(warp[0], patient.shape), y + 8 * enlarge(warp[1], patient.shape), pixel)
@@ -201,32 +213,50 @@ def true_volumes(patient: Patient, phase: float) -> dict[str, float]:
 def cine_dataset(options: dict[str, str], spec: str) -> "Dataset":
     """phantom:cine?n=60&seed=0: patients 0..n-1, each with its ED and ES stack; nothing is drawn before a case is read.
 
+    `domain=wide` draws them from the randomised domain (edgeseg/phantoms/wide.py).
+
     Raises:
-        EdgesegError: an option that is not n or seed, or not a whole number (n >= 1, seed >= 0).
+        EdgesegError: an option that is not n, seed or domain, a number that is not whole (n >= 1, seed >= 0), or a
+            domain that is not there.
     """
     from edgeseg.readers.dataset import CaseRef, Dataset
 
+    options = dict(options)
+    domain = options.pop("domain", "")
+    if domain not in ("", "wide"):
+        raise EdgesegError(f"{spec}: phantom:cine has no domain={domain}: leave it out or take domain=wide")
     least = {"n": 1, "seed": 0}
     for key, value in options.items():
         if key not in least:
-            raise EdgesegError(f"{spec}: phantom:cine has no option {key}: it takes n and seed")
+            raise EdgesegError(f"{spec}: phantom:cine has no option {key}: it takes n, seed and domain")
         if not (value.isascii() and value.isdigit()) or int(value) < least[key]:
             raise EdgesegError(f"{spec}: {key}={value} must be a whole number, at least {least[key]}")
     count, seed = int(options.get("n", "60")), int(options.get("seed", "0"))
     refs = []
     for index in range(count):
-        group = group_of(index)
+        name, group = name_of(index, domain), group_of(index)
         for phase in ("ED", "ES"):
-            refs.append(CaseRef(id=f"phantom{index:04d}_{phase}", patient=f"phantom{index:04d}",
-                                split=SPLIT[index % 10], phase=phase, group=group, vendor=None,
-                                load=partial(cine_case, index, seed, phase)))
+            refs.append(CaseRef(id=f"{name}_{phase}", patient=name, split=SPLIT[index % 10], phase=phase, group=group,
+                                vendor=None, load=partial(cine_case, index, seed, phase, domain)))
     return Dataset(name="phantom", spec=spec, refs=tuple(refs), scheme=SCHEME, licence=LICENCE)
 
 
-def cine_case(index: int, seed: int, phase: str) -> Case:
+def cine_case(index: int, seed: int, phase: str, domain: str = "") -> Case:
     """The "ED" or "ES" stack of patient `index` as a labelled Case."""
-    patient = cine_patient(index, seed)
-    frames, labels = cine_volume(patient, 0.0 if phase == "ED" else patient.heart.es)
+    patient, scenes = drawn(index, seed, domain)
+    frames, labels = cine_volume(patient, 0.0 if phase == "ED" else patient.heart.es, scenes)
     return Case(id=f"{patient.name}_{phase}", patient=patient.name, frames=frames,
                 spacing=(patient.spacing, patient.spacing), slice_spacing=patient.slice_spacing, labels=labels,
                 scheme=SCHEME, phase=phase, group=patient.group, source=f"phantom:cine seed {seed} {patient.name}")
+
+
+@lru_cache(maxsize=1)
+def drawn(index: int, seed: int, domain: str) -> tuple[Patient, list[Scene]]:
+    """A patient and its still scenes, kept for the other phase, which is usually read next."""
+    if domain:
+        from edgeseg.phantoms.wide import wide_patient
+
+        patient = wide_patient(index, seed)
+    else:
+        patient = cine_patient(index, seed)
+    return patient, cine_scenes(patient)

@@ -65,6 +65,11 @@ class Heart:
     rv_drop: float  # mm that the base comes down
     rv_shape: np.ndarray
     es: float  # phase of end-systole
+    rv_away: float = 0.7  # middle of the RV's ellipse, in radii of the LV's outside
+    rv_least: float = 0.3  # its depth at the RV's apex, in the same unit
+    rv_taper: float = 1.5  # the higher, the later the depth falls off towards the apex
+    rv_narrow: float = 0.55  # share of the span that is lost on the way to the apex
+    rv_flat: float = 0.0  # distance of a straight free wall, as a share of that of the ellipse; 0: no such wall
 
     @property
     def depth(self) -> float:
@@ -117,8 +122,8 @@ def right_ventricle(heart: Heart, z: np.ndarray, epi: np.ndarray, systole: float
     level = (z - top) / (heart.rv_apex * heart.length - top)
     m, there = np.clip(level, 0, 1), (level >= 0) & (level < 1)
     size, squeezed = epi.mean(axis=1, keepdims=True), systole * heart.rv_squeeze
-    a = np.maximum(0.3 * size + heart.rv_depth * (1 - m**1.5) * (1 - 0.9 * squeezed), 1)
-    b = heart.rv_span * (1 - 0.55 * m) * (1 - 0.35 * squeezed)
+    a = np.maximum(heart.rv_least * size + heart.rv_depth * (1 - m**heart.rv_taper) * (1 - 0.9 * squeezed), 1)
+    b = heart.rv_span * (1 - heart.rv_narrow * m) * (1 - 0.35 * squeezed)
     cos, sin = np.cos(heart.rv_tilt), np.sin(heart.rv_tilt)
     angle = THETA[None] - heart.septum
 
@@ -126,11 +131,15 @@ def right_ventricle(heart: Heart, z: np.ndarray, epi: np.ndarray, systole: float
         return (cos * p + sin * q) / a, (cos * q - sin * p) / b
 
     dp, dq = turned(np.cos(angle), np.sin(angle))
-    op, oq = turned(-0.7 * size, -heart.rv_side * b)
+    op, oq = turned(-heart.rv_away * size, -heart.rv_side * b)
     along, across, rest = dp**2 + dq**2, dp * op + dq * oq, op**2 + oq**2 - 1
     inside = across**2 - along * rest
     leave = (-across + np.sqrt(np.clip(inside, 0, None))) / along
-    return np.where((inside > 0) & (leave > 0) & there, leave, 0) * heart.rv_shape
+    leave = np.where((inside > 0) & (leave > 0) & there, leave, 0)
+    if heart.rv_flat:  # the smooth minimum of ellipse and line
+        line = np.cos(angle) / (heart.rv_flat * (heart.rv_away * size + a))  # 1 / distance
+        leave = leave / (1 + (leave * np.clip(line, 0, None)) ** 8) ** 0.125
+    return leave * heart.rv_shape
 
 
 def volumes(heart: Heart, systole: float, step: float = 0.5) -> dict[str, float]:

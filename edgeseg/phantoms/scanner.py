@@ -21,6 +21,7 @@ class Scan:
     ghost: float
     phase_axis: int  # 0: ghosts along rows, 1: along columns
     gamma: float  # spread of gain between slices
+    tone: float = 1.0  # exponent of the stored value
 
 
 def sample_scan(rng: np.random.Generator, chest: float) -> Scan:
@@ -60,4 +61,7 @@ def acquire(signal: np.ndarray, field: np.ndarray, blood: np.ndarray, scan: Scan
         for n in (-1, 1):
             seen += scan.ghost * float(rng.normal(0, 1)) * np.roll(blood, n * step, axis=scan.phase_axis)
     noise = rng.standard_normal((2, *signal.shape), np.float32) * np.float32(scan.noise)
-    return np.rint(np.hypot(seen + noise[0], noise[1]) * np.float32(scan.gain * slice_gain))
+    magnitude = np.hypot(seen + noise[0], noise[1])
+    if scan.tone != 1:
+        magnitude = magnitude ** np.float32(scan.tone)
+    return np.rint(magnitude * np.float32(scan.gain * slice_gain))

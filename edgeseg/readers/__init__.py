@@ -1,7 +1,8 @@
 """Readers: one file per format, each yields Case. `open_data` is the one door; nothing here imports torch.
 
 A format is named by its prefix: acdc:PATH, mnms:PATH, nnunet:PATH, nifti:PATH, dicom:PATH, phantom:cine?n=60&seed=0;
-several joined by " + " are merged. Options follow a question mark: acdc:PATH?frames=4d, nifti:PATH?frames=all.
+several joined by " + " are merged. Options follow a question mark: acdc:PATH?frames=4d, nifti:PATH?frames=all,
+phantom:cine?n=300&seed=0&domain=wide.
 """
 
 import re
