@@ -20,7 +20,8 @@ import numpy as np
 from edgeseg.errors import EdgesegError
 from edgeseg.measure.exam import checked
 from edgeseg.measure.worker import Subject, load_frames, main, settings_of
-from edgeseg.readers.nifti import ENDINGS, write_volume
+from edgeseg.readers.nifti import ENDINGS
+from edgeseg.readers.nifti_write import write_volume
 from edgeseg.runtime.predict import predict
 from edgeseg.runtime.segmenter import Segmenter
 

@@ -23,7 +23,7 @@ from edgeseg.measure import statistics, turns
 from edgeseg.measure.statistics import Interval
 from edgeseg.measure.turns import Job, Turns, Worker, WorkerError
 from edgeseg.measure.worker import main, settings_of
-from edgeseg.readers import nifti
+from edgeseg.readers import nifti, nifti_write
 from edgeseg.runtime.golden import load_golden
 from edgeseg.runtime.predict import find_images, predict
 from edgeseg.runtime.segmenter import Segmenter
@@ -148,8 +148,8 @@ def write_exam(bundle: Bundle, folder: Path, slices: int, phases: int) -> Path:
     frames = np.stack([alike[i % len(alike)] for i in range(slices * phases)])
     folder.mkdir()
     for c in range(frames.shape[1]):
-        nifti.write_volume(folder / f"exam_{c:04d}.nii.gz", frames[:, c].reshape(phases, slices, *frames.shape[2:]),
-                           first.spacing, SLICE_SPACING)
+        volumes = frames[:, c].reshape(phases, slices, *frames.shape[2:])
+        nifti_write.write_volume(folder / f"exam_{c:04d}.nii.gz", volumes, first.spacing, SLICE_SPACING)
     return folder
 
 

@@ -6,11 +6,11 @@ Signals are shares of that of blood in the left ventricle. In balanced SSFP the 
 gives muscle (50 / 1000 ms) a third of the signal of blood (250 / 1550 ms) and fat (60 to 80 / 300 ms) as much as blood
 or more; slice profile, inflow and coils blur this, hence ranges well beyond. Volumes are those of heart.RANGES.
 
-No real image or label is in it, but it was not made blindly. Statistics of ACDC's training patients set the shape of the
-right ventricle (span as seen from the left one, how far it reaches down), how round the left one is, where the last
-slices lie, contrasts, and the mean signal across the contours (grey for some mm beyond the muscle, no line). What a
-network trained on it got wrong on ACDC's dev patients set the pericardium, papillary muscles, trabeculae, apex and wall
-thickness: a Dice on those patients flatters it. ACDC's val patients were not looked at.
+No real image or label is in it, but it was not made blindly. Statistics of ACDC's training patients set the shape of
+the right ventricle (span as seen from the left one, how far it reaches down), how round the left one is, where the
+last slices lie, contrasts, and the mean signal across the contours (grey for some mm beyond the muscle, no line). What
+a network trained on it got wrong on ACDC's dev patients set the pericardium, papillary muscles, trabeculae, apex and
+wall thickness: a Dice on those patients flatters it. ACDC's val patients were not looked at.
 """
 
 from dataclasses import replace

@@ -17,7 +17,7 @@ from edgeseg.errors import EdgesegError
 from edgeseg.labels import IGNORE, LabelScheme
 from edgeseg.readers import acdc, mnms
 from edgeseg.readers.dataset import CaseRef, Dataset
-from edgeseg.readers.nifti import write_volume
+from edgeseg.readers.nifti_write import write_volume
 from edgeseg.readers.splits import SPLITS
 
 SHEARED = np.array([[0.9987, 0.0300, 0.0400], [-0.0350, 0.9990, -0.0300], [-0.0380, 0.0320, 0.9988]])

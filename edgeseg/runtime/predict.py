@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
-from edgeseg.readers import dicom, nifti
+from edgeseg.readers import dicom, nifti, nifti_write
 from edgeseg.runtime.overlay import write_overlay
 from edgeseg.runtime.segmenter import Segmentation, Segmenter
 from edgeseg.runtime.throughput import Throughput
@@ -159,7 +159,7 @@ def predict_case(segmenter: Segmenter, images: Images, mask: Path, overlay: bool
     if len(whole) > 1:  # write_labels reshapes [x, y, n] to `shape`, the last axis fastest: in a slice all its times
         provenance = provenance | {"shape": (*provenance["shape"], len(whole))}
         stack = np.stack(whole, axis=1).reshape(-1, *whole[0].shape[1:])
-    nifti.write_labels(mask, stack, provenance)
+    nifti_write.write_labels(mask, stack, provenance)
     if overlay:
         picture = mask.with_name(f"{nifti.stem(mask)}.png")
         write_overlay(picture, first.frames[:, 0], segmenter.scheme.values, labels[0])

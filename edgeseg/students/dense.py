@@ -12,21 +12,22 @@ into place, costs half of a linear up-sampling of the logits. The background's l
 exceeds it by: softmax does not change, and there is a channel less to bring back to the native grid.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from edgeseg.errors import EdgesegError
-from edgeseg.students.mobilenetv2 import N_OUTPUTS, InvertedResidual
+from edgeseg.students.mobilenetv2 import InvertedResidual
+from edgeseg.students.spec import N_OUTPUTS, Spec
 
 ACTIVATIONS = {"relu": nn.ReLU, "hardswish": nn.Hardswish}
 
 
 @dataclass(frozen=True)
-class DenseSpec:
+class DenseSpec(Spec):
     """All that defines one member of the family; stored with its weights.
 
     Attributes:
@@ -68,13 +69,6 @@ class DenseSpec:
     def stride(self) -> int:
         """Input sizes are multiples of this."""
         return self.stem_stride * 2 ** (len(self.widths) - 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}  # as JSON gives it back
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DenseSpec":
-        return cls(**{k: v for k, v in values.items() if k != "family"})
 
 
 class DenseResidual(nn.Module):

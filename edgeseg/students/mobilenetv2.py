@@ -11,21 +11,18 @@ an eighth of a training step on a CPU. Skips are added, not concatenated: a conc
 channels at the highest resolution, and such layers are bound by memory, not by MACs.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from edgeseg.errors import EdgesegError
-
-N_OUTPUTS = 4
-"""Layers of the layer-wise loss. nnU-Net at 192 px has five decoder outputs and gives the lowest weight 0."""
+from edgeseg.students.spec import N_OUTPUTS, Spec
 
 
 @dataclass(frozen=True)
-class MobileNetV2Spec:
+class MobileNetV2Spec(Spec):
     """All that defines one member of the family; stored with its weights.
 
     Attributes:
@@ -63,13 +60,6 @@ class MobileNetV2Spec:
     def stride(self) -> int:
         """Input sizes are multiples of this."""
         return self.stem_stride * 2 ** (len(self.widths) - 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}  # as JSON gives it back
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "MobileNetV2Spec":
-        return cls(**{k: v for k, v in values.items() if k != "family"})
 
 
 def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:

@@ -8,7 +8,8 @@ import pytest
 
 from edgeseg.errors import EdgesegError
 from edgeseg.readers import nifti, open_data
-from edgeseg.readers.nifti import read_channels, read_volume, write_labels, write_volume
+from edgeseg.readers.nifti import read_channels, read_volume
+from edgeseg.readers.nifti_write import write_labels, write_volume
 
 
 def refusal(spec: str, *words: str) -> None:
@@ -235,7 +236,7 @@ def test_every_time_point_is_read_in_one_pass(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     files = tuple(tmp_path / f"clip_{c:04d}.nii.gz" for c in range(2))
     for file in files:
-        nifti.write_volume(file, rng.integers(0, 900, (5, 3, 9, 8)), (1.5, 1.2), 8.0)
+        write_volume(file, rng.integers(0, 900, (5, 3, 9, 8)), (1.5, 1.2), 8.0)
     expected = [nifti.read_case(files, id="x", patient="x", frame=t) for t in range(5)]
     opened, open_gzip = [], gzip.GzipFile.__init__
     monkeypatch.setattr(gzip.GzipFile, "__init__", lambda self, *a, **k: opened.append(1) or open_gzip(self, *a, **k))
@@ -252,7 +253,7 @@ def test_every_time_point_is_read_in_one_pass(tmp_path, monkeypatch):
 
 
 def test_the_time_points_of_a_3d_image_are_one(tmp_path):
-    nifti.write_volume(tmp_path / "a.nii", np.arange(60).reshape(3, 5, 4), (1.5, 1.2), 8.0)
+    write_volume(tmp_path / "a.nii", np.arange(60).reshape(3, 5, 4), (1.5, 1.2), 8.0)
     (found,) = nifti.read_times((tmp_path / "a.nii",), id="x", patient="x")
     np.testing.assert_array_equal(found.frames[:, 0], np.arange(60).reshape(3, 5, 4))
 
@@ -269,7 +270,7 @@ def test_slices_lie_along_the_axis_of_the_largest_step(tmp_path, axis):
     assert case.spacing == pytest.approx((1.4, 1.5))
     assert np.array_equal(case.frames[:, 0], np.moveaxis(array, axis, 2).transpose(2, 1, 0))
     labels = (case.frames[:, 0] > 50).astype(np.uint8)
-    nifti.write_labels(tmp_path / "mask.nii.gz", labels, case.provenance)
+    write_labels(tmp_path / "mask.nii.gz", labels, case.provenance)
     mask = nib.load(tmp_path / "mask.nii.gz")
     assert np.array_equal(np.asarray(mask.dataobj), array > 50)
     assert mask.affine == pytest.approx(image.affine, abs=1e-6)
