@@ -34,7 +34,7 @@ SCRIPTS = (
     Script("main_job", needs=("bundle", "data"), takes=("baseline", "teacher", "run")),
     Script("admission", needs=("run", "data"), quick=False),
     Script("bench", needs=("bundle",), takes=("run", "teacher")),
-    Script("frame_speed", needs=("bundle",)),
+    Script("frame_speed", needs=("bundle",), quick=False),
     Script("robustness", needs=("bundle", "data")),
 )
 

@@ -86,6 +86,8 @@ def refusals(bundle: Bundle) -> list[str]:
         found.append(f"{weights} has {size} bytes, more than {INT8_WEIGHTS}")
     if (total := total_bytes(bundle)) > BUNDLE:
         found.append(f"it has {total} bytes, more than {BUNDLE}")
+    if m.calibration is None or (m.calibration.ids != "salted" and not m.calibration.synthetic):
+        found.append("its calibration sheet names patients, or it has none")
     if m.golden != "phantom" or not golden_is_synthetic(bundle):
         found.append("its golden frames are not the phantom's")
     if "weights" not in m.licences:

@@ -178,12 +178,14 @@ def train(work: Path, name: str) -> Run:
 
 def export_run(run: Run, out: Path, quick: bool) -> None:
     from edgeseg.bundle.export import export_bundle
+    from edgeseg.bundle.graph import parse_protocol
     from edgeseg.bundle.recipe import CalibrationRecipe
 
     if out.exists() and out.stat().st_mtime >= (run.folder / "run.json").stat().st_mtime:
         return
     recipe = CalibrationRecipe(frames=4, rungs=("post-training",)) if quick else CalibrationRecipe()
-    export_bundle(run, out, recipe=recipe, force=True, seconds=0.05 if quick else 2.0,
+    protocols = () if quick or len(run.channels) > 1 else (parse_protocol("256x216@1.40625", "uint16"),)
+    export_bundle(run, out, recipe=recipe, protocols=protocols, force=True, seconds=0.05 if quick else 2.0,
                   say=lambda line: say(f"export   {line}"))
 
 

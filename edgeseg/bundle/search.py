@@ -99,7 +99,7 @@ def search(recipe: SearchRecipe, folder: Path, resume: bool = False, jobs: int =
         return Searching(set_up(recipe, folder, trust, say), jobs, say).run()
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(f"{folder}: interrupted; go on with `edgeseg search --resume {folder}`") from None
-    except EdgesegError:
+    except Exception:
         if fresh and not (folder / LATENCY).exists():
             shutil.rmtree(folder, ignore_errors=True)  # bad input leaves nothing behind
         raise
@@ -148,6 +148,7 @@ class Searching:
         lines = read_lines(file)
         if any(line["cpu"] != cpu for line in lines):
             raise EdgesegError(f"{file}: was measured on another CPU: go on there, or start a search here")
+        lines = [line for line in lines if "failed" not in line]  # perhaps the machine's fault: tried again
         known = {line["name"]: line for line in lines}
         waiting = [c for c in self.candidates if c.name not in known]
         write_text(file, "".join(json.dumps(line) + "\n" for line in lines))  # without a torn last line
@@ -180,7 +181,7 @@ class Searching:
                 continue
             row = {**asdict(c), "grid": c.grid, "text": c.text()}
             if "failed" in line:
-                rows[c.name] = row | {"failed": line["failed"], "ms": float("inf")}
+                rows[c.name] = row | {"failed": True, "ms": float("inf")}
                 continue
             ms = {t: {k: v[k] * clock[t]["ms"] for k in ("ratio", "low", "high")} for t, v in line["threads"].items()}
             rows[c.name] = row | {k: line[k] for k in ("parameters", "macs", "bytes", "others")} | {
@@ -198,7 +199,7 @@ class Searching:
         self.say(f"latency  {len(fast)} of {len(drawn)} candidates take at most {limit:g} ms")
         if not fast and not any(r["ms"] <= limit for r in controls):
             if not (every := [*drawn, *controls]):
-                raise EdgesegError(f"no candidate could be measured: {next(iter(rows.values()))['failed']}")
+                raise EdgesegError("no candidate could be measured; each said above why")
             best = min(every, key=lambda r: r["ms"])
             raise GateFailed(f"no candidate takes at most {limit:g} ms: the fastest, {best['name']} ({best['text']}), "
                              f"takes {best['ms']:.2f} ms; `--resume {self.folder} --max-latency` with more goes on")
@@ -256,7 +257,8 @@ class Searching:
         controls = [n for n in names if why[n] == "control"]
         kept, out = halve(found, controls, len(names) if last else self.recipe.rungs[number][0])
         table = sorted(({"name": n, "ms": rows[n]["ms"], "dice": r.get("dice"), "why": why[n],
-                         **{k: r[k] for k in ("per_structure", "seconds", "window", "failed") if k in r}}
+                         **({"failed": True} if "failed" in r else {}),  # why may name a patient or a folder
+                         **{k: r[k] for k in ("per_structure", "seconds", "window") if k in r}}
                         for n, r in found.items()), key=lambda r: -(r["dice"] if r["dice"] is not None else -1))
         scored = [(r["name"], r["ms"], r["dice"]) for r in table if r["dice"] is not None]
         record = {"epochs": epochs, "rows": table, "discarded": out, "front": pareto(scored)}

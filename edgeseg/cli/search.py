@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeseg.cli.options import recipe_path
 from edgeseg.cli.signals import first_one_ends
 from edgeseg.errors import EdgesegError
 
@@ -20,9 +21,12 @@ def search(
     data: Annotated[list[str] | None, Opt(help="acdc:DIR, mnms:DIR, nnunet:DIR, phantom:cine; repeat to merge")] = None,
     teacher: Annotated[str | None, Opt(help="nnunet:MODEL_FOLDER, phantom, or none (labels only)")] = None,
     split_file: Annotated[str | None, Opt(help="JSON with train/dev/val patients; dev ranks the candidates")] = None,
-    distill: Annotated[Path | None, Opt(help="distillation recipe that all candidates share (TOML)")] = None,
-    control: Annotated[list[Path] | None, Opt(help="distillation recipe of a student made by hand; repeat")] = None,
-    recipe: Annotated[Path | None, Opt(help="search recipe (TOML); options given here go before it")] = None,
+    distill: Annotated[Path | None, Opt(parser=recipe_path, metavar="FILE",
+                                        help="distillation recipe that all candidates share (TOML)")] = None,
+    control: Annotated[list[Path] | None, Opt(parser=recipe_path, metavar="FILE",
+                                              help="distillation recipe of a student made by hand; repeat")] = None,
+    recipe: Annotated[Path | None, Opt(parser=recipe_path, metavar="FILE",
+                                       help="search recipe (TOML); options given here go before it")] = None,
     candidates: Annotated[int | None, Opt(help="drawn and measured (default: 200)")] = None,
     rungs: Annotated[str | None, Opt(help="CANDIDATESxEPOCHS (default: 24x2,12x4,6x8,3x16)")] = None,
     frame: Annotated[str | None, Opt(help="measure whole frame graphs of a protocol, as 256x216@1.40625")] = None,

@@ -72,6 +72,10 @@ class Recipe:
             raise EdgesegError(f"kd_weight (W) lies in 0..1, not {self.kd_weight}")
         if self.temperature <= 0:
             raise EdgesegError(f"temperature (T) must be positive, not {self.temperature}")
+        if fixed := sorted(set(self.spec) & {"family", "in_channels", "num_classes"}):
+            raise EdgesegError(f"[spec] {fixed[0]}: the data and the teacher decide it; leave it out")
+        if self.student != "mobilenetv2" and (self.expansion, self.width_mult, self.stem_stride) != (4, 1.0, 2):
+            raise EdgesegError("expansion, width_mult and stem_stride are MobileNetV2's; of another student set [spec]")
         if not 0 <= self.noise <= 1:
             raise EdgesegError(f"noise is a share of the images, 0..1, not {self.noise}")
         if not 0 <= self.ema < 1:

@@ -4,6 +4,7 @@ import math
 import re
 import tomllib
 from dataclasses import asdict, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,8 +54,8 @@ class SearchRecipe:
             raise EdgesegError(f"max_latency is milliseconds above 0, not {self.max_latency:g}")
         if self.candidates < 1 or self.seed < 0:
             raise EdgesegError("candidates is at least 1, and seed not negative")
-        if not self.rungs or min(map(min, self.rungs)) < 1 or list(self.rungs) != sorted(
-                self.rungs, key=lambda r: (-r[0], r[1])):
+        if not self.rungs or min(map(min, self.rungs)) < 1 or any(
+                b[0] >= a[0] or b[1] <= a[1] for a, b in pairwise(self.rungs)):
             raise EdgesegError(f"rungs are pairs of candidates and epochs, from one to the next fewer candidates and "
                                f"more epochs, such as 24x2,12x4,6x8, not {list(map(list, self.rungs))}")
         if any(t < 1 for t in self.threads):

@@ -167,4 +167,19 @@ def checked_space(given: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, dic
                 raise EdgesegError(f"space.{family}: unknown key {name!r}; known: {', '.join(SPACE[family])}")
             if not values:
                 raise EdgesegError(f"space.{family}.{name}: an empty list leaves nothing to draw from")
+            own = SPACE[family][name]
+            if wrong := [v for v in values if not like(v, own)]:
+                raise EdgesegError(f"space.{family}.{name} = {wrong[0]!r}: give values like {own}")
     return {family: {**SPACE[family], **given.get(family, {})} for family in SPACE if family in given or not given}
+
+
+def like(value: Any, own: list[Any]) -> bool:
+    """Whether a value could stand in a list of SPACE: one of its words; a whole number not below its least; or, where
+    not all of its numbers are whole, a number above 0."""
+    if isinstance(own[0], str):
+        return value in own
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if all(isinstance(v, int) for v in own):
+        return isinstance(value, int) and value >= min(own)
+    return value > 0

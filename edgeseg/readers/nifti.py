@@ -2,7 +2,8 @@
 
 Read with nibabel, which takes the non-orthonormal direction cosines that SimpleITK refuses. Spacing is the header's
 pixdim: ACDC's affine has unit scale. An array [x, y, z] becomes [z, y, x], so a row of a frame runs along x. Slices lie
-along the third axis, or along another one whose spacing is clearly the largest: files stored slice-first exist.
+along the third axis, or along another one whose spacing is clearly the largest and which has the fewest pixels: files
+stored slice-first exist.
 """
 
 import logging
@@ -29,7 +30,7 @@ SPACING_TOLERANCE = 1e-3
 """Relative difference of spacings that still are the same: headers hold float32, sometimes rounded."""
 
 SLICE_STEP = 1.5
-"""An axis whose spacing is this many times each of the others' is the one between slices."""
+"""An axis with the fewest pixels whose spacing is this many times each of the others' is the one between slices."""
 
 Opened = tuple[Any, tuple[int, ...], tuple[float, ...]]
 """What `open_image` returns."""
@@ -177,17 +178,18 @@ def read_volume(path: Path, frame: int | None = None, opened: Opened | None = No
     array = array.reshape(shape[:3] if len(shape) > 2 else (*shape, 1))
     if len(shape) < 3:
         zooms = (*zooms, np.inf)
-    axis = slice_axis_of(zooms) if slice_axis is None else slice_axis
+    axis = slice_axis_of(array.shape, zooms) if slice_axis is None else slice_axis
     array, zooms = np.moveaxis(array, axis, 2), (*zooms[:axis], *zooms[axis + 1 :], zooms[axis])
     provenance = {"affine": image.affine, "header": image.header.copy(), "shape": array.shape[: len(shape)],
                   "slice_axis": axis}
     return Volume(array.transpose(2, 1, 0), (zooms[1], zooms[0]), zooms[2] if len(shape) > 2 else None, provenance)
 
 
-def slice_axis_of(zooms: tuple[float, ...]) -> int:
-    """The axis (0..2) along which the slices of a file of these spacings lie."""
+def slice_axis_of(shape: tuple[int, ...], zooms: tuple[float, ...]) -> int:
+    """The axis (0..2) along which the slices of a volume of this shape and spacing lie."""
     largest = int(np.argmax(zooms))
-    return largest if zooms[largest] >= SLICE_STEP * sorted(zooms)[-2] else 2
+    clear = zooms[largest] >= SLICE_STEP * sorted(zooms)[-2] and shape[largest] == min(shape)
+    return largest if clear else 2
 
 
 def open_image(path: Path, keep_open: bool = False) -> Opened:

@@ -49,8 +49,7 @@ def remarks(document: Document) -> list[str]:
         lines.append(f"caution  others used {about['others']['median']:.0%} of the CPUs (median over candidates) while "
                      "latencies were measured")
     if failed := [r for r in document["latency"] if "failed" in r]:
-        lines.append(f"failed   {len(failed)} candidates could not be measured, the first {failed[0]['name']}: "
-                     f"{failed[0]['failed']}")
+        lines.append(f"failed   {len(failed)} candidates could not be measured, the first {failed[0]['name']}")
     return lines
 
 

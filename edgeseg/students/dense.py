@@ -1,4 +1,4 @@
-"""Dense U-Net: a student designed for INT8 on a CPU by measurement (benchmarks/results/search.md).
+"""Dense U-Net: a student made for INT8 on a CPU.
 
     stem: 3x3 convolution of stride 2, or (stride 4) pixels unshuffled 4x4 into channels and a 3x3 convolution
     stages: each but the first halves the resolution by a 3x3 convolution, then residual blocks

@@ -99,6 +99,11 @@ def with_a_picture(bundle):
     return change(bundle)
 
 
+def with_names(bundle):
+    sheet = open_bundle(bundle).manifest.calibration
+    return change(bundle, calibration=sheet.model_copy(update={"ids": "kept", "synthetic": False}))
+
+
 def without_int8(bundle):
     for file in bundle.glob("model.int8.*"):
         file.unlink()
@@ -110,7 +115,7 @@ def without_int8(bundle):
     (with_an_image, "golden frames are not the phantom's"), (with_a_picture, "overlay.png does not belong"),
     (without_int8, "no INT8 files"),
     (lambda b: change(b, golden="acdc"), "golden frames are not the phantom's"),
-    (lambda b: change(b, licences={}), "no licence"),
+    (lambda b: change(b, licences={}), "no licence"), (with_names, "names patients"),
     (lambda b: change(b, licences=FREE, teacher={"folder": "nnunet"}), "a teacher's terms may not be")])
 def test_what_may_not_be_shipped_changes_nothing(ship, made, tmp_path, spoil, why):
     spoil(made)

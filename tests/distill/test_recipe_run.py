@@ -26,6 +26,8 @@ def test_a_resolved_recipe_reads_back_equal(tmp_path):
         ("kd_weight = 1.5", "lies in 0..1"),
         ("ema = 1", "0.999, not 1"),
         ("noise = 2.0", "share of the images"),
+        ("[spec]\nnum_classes = 9", "num_classes: the data"),
+        ("student = 'dense'\nwidth_mult = 0.5", "are MobileNetV2's"),
         ("spec = 3", "spec = 3"),
         ("temperature = 0", "must be positive"),
         ("epochs = 0", "at least 1"),

@@ -51,6 +51,12 @@ def test_candidates_come_back_from_their_file(tmp_path):
     ({"resnet": {}}, "unknown student family 'resnet'; known: dense, mobilenetv2"),
     ({"dense": {"width": [8]}}, "space.dense: unknown key 'width'; known: stages"),
     ({"dense": {"stages": []}}, "space.dense.stages: an empty list"),
+    ({"dense": {"stages": ["a"]}}, "space.dense.stages = 'a': give values like"),
+    ({"dense": {"stages": [4, 3]}}, "space.dense.stages = 3"),
+    ({"dense": {"growth": [-1.0]}}, "space.dense.growth = -1.0"),
+    ({"dense": {"blocks": [True]}}, "space.dense.blocks = True"),
+    ({"dense": {"head": ["fancy"]}}, "space.dense.head = 'fancy'"),
+    ({"mobilenetv2": {"width_mult": ["x"]}}, "space.mobilenetv2.width_mult = 'x'"),
 ])
 def test_a_bad_space_is_refused(space, match):
     with pytest.raises(EdgesegError, match=match):
@@ -105,6 +111,8 @@ def test_a_recipe_comes_back_from_its_toml(tmp_path):
     ("rungs = []", "rungs are pairs"),
     ("rungs = [[3, 2], [6, 4]]", "fewer candidates and more epochs"),
     ("rungs = [[3, 0]]", "rungs are pairs"),
+    ("rungs = [[24, 2], [12, 1]]", "fewer candidates and more epochs"),
+    ("rungs = [[24, 2], [24, 4]]", "fewer candidates and more epochs"),
     ("threads = [0]", "at least 1, not 0"),
     ("grids = ['big']", "SIDE@MM"),
     ("grids = []", "at least one grid"),

@@ -260,7 +260,9 @@ def test_the_time_points_of_a_3d_image_are_one(tmp_path):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_slices_lie_along_the_axis_of_the_largest_step(tmp_path, axis):
-    array = np.random.default_rng(0).integers(0, 99, (6, 5, 4)).astype(np.int16)
+    shape = [6, 5]
+    shape.insert(axis, 4)
+    array = np.random.default_rng(0).integers(0, 99, shape).astype(np.int16)
     zooms = [1.5, 1.4]
     zooms.insert(axis, 8.0)
     image = nib.Nifti1Image(array, np.diag([*zooms, 1.0]))
@@ -276,6 +278,9 @@ def test_slices_lie_along_the_axis_of_the_largest_step(tmp_path, axis):
     assert mask.affine == pytest.approx(image.affine, abs=1e-6)
 
 
-def test_the_third_axis_counts_slices_where_no_step_is_clearly_the_largest(tmp_path):
-    nib.save(nib.Nifti1Image(pixels(6, 5, 4), np.diag([2.0, 1.4, 1.4, 1.0])), tmp_path / "a.nii")
-    assert nifti.read_case([tmp_path / "a.nii"], id="a", patient="a").frames.shape == (4, 1, 5, 6)
+@pytest.mark.parametrize(("shape", "zooms"), [((6, 5, 4), (2.0, 1.4, 1.4)), ((6, 5, 1), (2.0, 1.25, 1.0)),
+                                              ((6, 5, 1), (1.0, 1.6, 1.0)), ((6, 5, 4), (3.0, 1.0, 1.0))])
+def test_the_third_axis_counts_slices_where_no_other_clearly_does(tmp_path, shape, zooms):
+    """Pixels that are not square, and single slices, are no slices along another axis."""
+    nib.save(nib.Nifti1Image(pixels(*shape), np.diag([*zooms, 1.0])), tmp_path / "a.nii")
+    assert nifti.read_case([tmp_path / "a.nii"], id="a", patient="a").frames.shape == (shape[2], 1, shape[1], shape[0])
