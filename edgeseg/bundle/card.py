@@ -133,7 +133,7 @@ def dice(m: Manifest) -> str:
     """A table for each split; before any was measured, what training reported."""
     if m.measured.scores:
         splits = dict.fromkeys(s.split for s in m.measured.scores)
-        kind = ", synthetic images" if m.data.name == SYNTHETIC else ""
+        kind = ", synthetic images" if m.data.name.startswith(SYNTHETIC) else ""
         return "\n\n".join([f"Cases of {m.data.name}{kind}.", *(
             f"On {SPLITS.get(split, split)}. Mean over patients [95 % interval].\n\n"
             + dice_table([s for s in m.measured.scores if s.split == split]) for split in splits)])
@@ -195,7 +195,7 @@ def file_row(c: FileCheck) -> tuple[str, ...]:
 
 def limits(m: Manifest) -> str:
     text = ["Only as good as its training data: other scanners, sequences, orientations or diseases were not tested."]
-    if m.data.name == SYNTHETIC:
+    if m.data.name.startswith(SYNTHETIC):
         text.append("Trained and scored here on synthetic images alone: the Dice above is not that of patients' "
                     "images, which `edgeseg evaluate` measures.")
     if m.calibration:

@@ -9,10 +9,12 @@ schedule ranks it worse than what it reaches at the end of a short one. The teac
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -182,7 +184,7 @@ class Training:
         # a session of its own: Ctrl-C is the search's business, which then ends it between two epochs' files
         self.process = subprocess.Popen(
             [*child.command("edgeseg.distill.search_rung"), str(search), name, str(epochs),
-             str(self.file.with_suffix(""))], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors,
+             str(self.file.with_suffix(""))], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self.errors,
             env=child.environment() | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
 
     def result(self) -> dict[str, Any]:
@@ -194,11 +196,18 @@ class Training:
 
     def end(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
         self.errors.close()
 
 
+def end_with_search() -> None:
+    """A search that was killed closes the pipe to its trainings: two of a candidate must not write into one folder."""
+    sys.stdin.read()
+    os._exit(1)
+
+
 def main(arguments: Sequence[str]) -> int:
+    threading.Thread(target=end_with_search, daemon=True).start()
     search, name, epochs, out = Path(arguments[0]), arguments[1], int(arguments[2]), Path(arguments[3])
     try:
         found = train_one(search, name, epochs, out)

@@ -221,12 +221,12 @@ def cine_dataset(options: dict[str, str], spec: str) -> "Dataset":
     """
     from edgeseg.readers.dataset import CaseRef, Dataset
 
-    options = dict(options)
-    domain = options.pop("domain", "")
-    if domain not in ("", "wide"):
-        raise EdgesegError(f"{spec}: phantom:cine has no domain={domain}: leave it out or take domain=wide")
-    least = {"n": 1, "seed": 0}
+    domain, least = options.get("domain", ""), {"n": 1, "seed": 0}
     for key, value in options.items():
+        if key == "domain":
+            if domain != "wide":
+                raise EdgesegError(f"{spec}: phantom:cine has no domain={domain}: leave it out or take domain=wide")
+            continue
         if key not in least:
             raise EdgesegError(f"{spec}: phantom:cine has no option {key}: it takes n, seed and domain")
         if not (value.isascii() and value.isdigit()) or int(value) < least[key]:
@@ -238,7 +238,7 @@ def cine_dataset(options: dict[str, str], spec: str) -> "Dataset":
         for phase in ("ED", "ES"):
             refs.append(CaseRef(id=f"{name}_{phase}", patient=name, split=SPLIT[index % 10], phase=phase, group=group,
                                 vendor=None, load=partial(cine_case, index, seed, phase, domain)))
-    return Dataset(name="phantom", spec=spec, refs=tuple(refs), scheme=SCHEME, licence=LICENCE)
+    return Dataset(f"phantom-{domain}" if domain else "phantom", spec, tuple(refs), SCHEME, LICENCE)
 
 
 def cine_case(index: int, seed: int, phase: str, domain: str = "") -> Case:

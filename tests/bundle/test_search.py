@@ -277,3 +277,11 @@ def test_a_stored_prediction_is_made_once_and_missed_when_it_is_not_there(tmp_pa
     np.testing.assert_array_equal(StoredTeacher(tmp_path, ()).predict(case, "none")[1], soft)
     with pytest.raises(EdgesegError, match="no stored prediction"):
         StoredTeacher(tmp_path / "empty", ()).predict(case, "none")
+
+
+def test_a_training_ends_with_the_search_that_started_it(tmp_path):
+    code = ("import sys, time; from edgeseg.distill import search_rung; "
+            "search_rung.train_one = lambda *a: time.sleep(300); sys.exit(search_rung.main(['a', 'b', '1', 'c']))")
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=tmp_path) as process:
+        process.stdin.close()  # as when the search is killed
+        assert process.wait(60) == 1
