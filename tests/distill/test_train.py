@@ -85,7 +85,7 @@ def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(first, heart
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(hearts, tmp_path):
     dense = {"widths": [8, 8, 16, 16], "blocks": [0] * 4, "expansions": [0] * 4}
-    recipe = small(hearts, epochs=4, ema=0.9, student="dense", spec=dense)
+    recipe = small(hearts, epochs=4, ema=0.9, student="dense", spec=dense, width_mult=1.0, expansion=4)
     whole = distill(recipe, tmp_path / "whole", say=str)
     (tmp_path / "r.toml").write_text(recipe.to_toml())
     command = [sys.executable, "-m", "edgeseg", "distill", "--recipe", str(tmp_path / "r.toml")]

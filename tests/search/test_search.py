@@ -1,4 +1,8 @@
-"""`edgeseg search` the whole way on small real files, then resuming, Ctrl-C and bad input on copies of that search."""
+"""`edgeseg search` the whole way on small real files, then resuming, Ctrl-C and bad input on copies of that search.
+
+In a folder, and so in a process, of its own: a search never loads OpenVINO beside torch, and where the tests of bundle/
+had loaded both, Ctrl-C ended the process in a segmentation fault.
+"""
 
 import json
 import shutil
