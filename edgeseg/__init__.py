@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeseg.container import open_bundle
     from edgeseg.runtime.segmenter import Segmenter
+    from edgeseg.runtime.stream import Stream
 
 __version__ = "0.1.0"
-__all__ = ["Segmenter", "__version__", "open_bundle"]
+__all__ = ["Segmenter", "Stream", "__version__", "open_bundle"]
 
-_HOME = {"Segmenter": "edgeseg.runtime.segmenter", "open_bundle": "edgeseg.container"}
+_HOME = {"Segmenter": "edgeseg.runtime.segmenter", "Stream": "edgeseg.runtime.stream",
+         "open_bundle": "edgeseg.container"}
 
 
 def __getattr__(name: str) -> Any:

@@ -54,6 +54,7 @@ __all__ = [
     "Measured",
     "Part",
     "PrecisionName",
+    "Recurrence",
     "Rung",
     "Scores",
     "Speed",
@@ -155,10 +156,24 @@ class FrameProtocol(Part):
     back: Literal["logits", "labels"]
 
 
+class Recurrence(Part):
+    """A network for clips, exported as one step: what it remembers from one frame to the next (`runtime.stream`).
+
+    Attributes:
+        states: name -> shape of each state. The graph takes `x` and these, in this order, and gives `y` and the same
+            with `_next` behind their names; zeros before the first frame.
+        frame_time: seconds between the frames of the clips that it learnt from; None where nobody knew.
+    """
+
+    states: dict[str, tuple[int, ...]]
+    frame_time: float | None
+
+
 class Manifest(Part):
     """Everything that a bundle says of itself.
 
     Attributes:
+        stream: of a recurrent network; None for one that takes each frame by itself.
         limits: those that admission held. frames: protocols of the frame graphs.
         golden: whose frames golden.npz holds: "phantom", or the name of a data set that its maker may share.
     """
@@ -179,6 +194,7 @@ class Manifest(Part):
     limits: dict[str, float] = Field(default_factory=dict)
     frames: tuple[FrameProtocol, ...] = ()
     golden: str = "phantom"
+    stream: Recurrence | None = None
     versions: dict[str, str]
     measured: Measured
 

@@ -10,12 +10,17 @@ if TYPE_CHECKING:
 
 OPSET = 18
 INPUT, OUTPUT = "image", "logits"
+STEP_INPUT, STEP_OUTPUT, NEXT = "x", "y", "_next"
+"""Of one step of a recurrent network, beside its states and, with NEXT behind their names, the next ones."""
 
 
-def write_onnx(model: "nn.Module", shape: tuple[int, ...], out: Path) -> None:
+def write_onnx(model: "nn.Module", shape: tuple[int, ...], out: Path,
+               states: dict[str, tuple[int, ...]] | None = None) -> None:
     """Write `model` as ONNX: `image` float32 `shape` -> `logits` float32, written beside and renamed.
 
-    One file, opset 18, static shapes, no metadata: torch's exporter notes source paths and stack traces in every node.
+    With `states` (name -> shape) the model takes them after the image and gives (logits, states): inputs `x`, `h0`,
+    `c0`, ..., outputs `y`, `h0_next`, `c0_next`, ... One file, opset 18, static shapes, no metadata: torch's exporter
+    notes source paths and stack traces in every node.
 
     Raises:
         OSError: the disk is full.
@@ -28,8 +33,11 @@ def write_onnx(model: "nn.Module", shape: tuple[int, ...], out: Path) -> None:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # deprecations inside the exporter
-            program = torch.onnx.export(model, (torch.zeros(shape),), dynamo=True, opset_version=OPSET,
-                                        external_data=False, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+            inputs, outputs = [STEP_INPUT if states else INPUT], [STEP_OUTPUT if states else OUTPUT]
+            program = torch.onnx.export(model, tuple(torch.zeros(s) for s in (shape, *(states or {}).values())),
+                                        dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
+                                        input_names=[*inputs, *(states or ())],
+                                        output_names=[*outputs, *(name + NEXT for name in states or ())])
     finally:
         exporter.setLevel(level)
     assert program is not None  # torch returns None only for its old exporter

@@ -13,7 +13,8 @@ from edgeseg import geometry
 from edgeseg.geometry import Shape
 
 Net = Callable[[np.ndarray], np.ndarray]
-"""float32 [n, C, gh, gw] -> logits float32 [n, K, gh, gw]."""
+"""float32 [n, C, gh, gw] -> logits float32 [n, K, gh, gw]. One with a method `reset` may be recurrent: it gets the
+frames of a clip in turn, and `reset` is called before the first."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,14 @@ class Preprocessing:
         starts = self.starts(shape)
         if len(starts) == 1:
             (y, x), = starts
+            begin_clip(net)
             windows = geometry.take_window(canvas, (y, x), self.size)
             logits = np.concatenate([net(windows[i : i + batch]) for i in range(0, len(windows), batch)])
             return geometry.take_window(logits, (-y, -x), shape)
         weight = geometry.blend_weight(self.size)
         total, norm = None, np.zeros(canvas.shape[-2:], np.float32)
         for start in starts:
+            begin_clip(net)
             windows = geometry.take_window(canvas, start, self.size)
             logits = np.concatenate([net(windows[i : i + batch]) for i in range(0, len(windows), batch)])
             if total is None:
@@ -143,6 +146,12 @@ class Preprocessing:
             return [geometry.centre_start(shape, self.size)]
         return [(y, x) for y in geometry.tile_starts(shape[0], self.size[0], self.overlap)
                 for x in geometry.tile_starts(shape[1], self.size[1], self.overlap)]
+
+
+def begin_clip(net: Net) -> None:
+    """What a recurrent network remembers is of another clip, or of another window."""
+    if reset := getattr(net, "reset", None):
+        reset()
 
 
 def to_native(logits: np.ndarray, shape: Shape) -> np.ndarray:

@@ -4,10 +4,15 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from edgeseg.runtime.telemetry import telemetry_off
+
+if TYPE_CHECKING:
+    from edgeseg.container import Bundle
+    from edgeseg.distill.run import Run
 
 telemetry_off()  # OpenVINO would start a process for it at every conversion
 
@@ -29,6 +34,25 @@ def cache_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def clip_run(tmp_path_factory: pytest.TempPathFactory) -> "Run":
+    """A finished run of a recurrent student (`tiny_clips`)."""
+    import tiny_clips
+
+    return tiny_clips.make_run(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="session")
+def stream_bundle(clip_run: "Run") -> "Bundle":
+    """Its bundle, whose INT8 files were calibrated, judged and timed as any other's."""
+    from edgeseg.bundle.export import export_bundle
+    from edgeseg.bundle.recipe import CalibrationRecipe
+    from edgeseg.container import open_bundle
+
+    recipe = CalibrationRecipe(name="quick", frames=8, rungs=("post-training",))
+    return open_bundle(export_bundle(clip_run, recipe=recipe, seconds=0.1))
 
 
 @pytest.fixture(scope="session")

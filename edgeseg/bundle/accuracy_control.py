@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeseg.errors import EdgesegError
-from edgeseg.onnx_file import INPUT
 
 if TYPE_CHECKING:
-    from edgeseg.bundle.quantise import Network, Score
+    from edgeseg.bundle.quantise import Inputs, Network, Score
 
 MAX_DROP = 0.003
 """Absolute drop of the mean dev Dice at which the search stops: what an INT8 file may cost by this project's target,
@@ -46,7 +45,7 @@ def control_accuracy(network: "Network", out: Path, score: "Score", max_drop: fl
     chosen = np.unique(np.linspace(0, len(network.inputs) - 1, RANKING_FRAMES).astype(int))
     frames = nncf.Dataset([network.inputs[i] for i in chosen])
     with tempfile.TemporaryDirectory(prefix=".control-", dir=out.parent) as scratch:
-        evaluator = make_evaluator(network, score, Path(scratch), original, network.frames[chosen])
+        evaluator = make_evaluator(network, score, Path(scratch), original, [network.inputs[i] for i in chosen])
         before = evaluator.collect_metric_results(original, frames)
         if np.isnan(before.metric_value):
             raise EdgesegError("accuracy-control needs labelled dev cases: leave this rung out of the recipe")
@@ -65,7 +64,8 @@ def control_accuracy(network: "Network", out: Path, score: "Score", max_drop: fl
                                                 "max drop": max_drop, "dice": dice}
 
 
-def make_evaluator(network: "Network", score: "Score", scratch: Path, original: Any, frames: np.ndarray) -> Any:
+def make_evaluator(network: "Network", score: "Score", scratch: Path, original: Any,
+                   frames: "list[Inputs]") -> Any:
     """NNCF's evaluator with our metrics: `score` of a whole model's file, and minus the squared error of the logits on
     `frames` for a model with one group of quantisers taken out."""
     from nncf.quantization.algorithms.accuracy_control.evaluator import Evaluator, MetricResults
@@ -78,8 +78,7 @@ def make_evaluator(network: "Network", score: "Score", scratch: Path, original: 
             self.reference = self.logits(super().prepare_model(original), range(len(frames)))
 
         def logits(self, prepared: Any, indices: Any) -> list[np.ndarray]:
-            inputs = (frames[i][None] for i in indices)
-            return [next(iter(prepared.engine.infer(x if network.openvino else {INPUT: x}).values())) for x in inputs]
+            return [next(iter(prepared.engine.infer(frames[i]).values())) for i in indices]
 
         def prepare_model(self, model: Any) -> Any:
             prepared = super().prepare_model(model)

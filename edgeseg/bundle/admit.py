@@ -5,6 +5,7 @@ from pathlib import Path
 from edgeseg.bundle import admission, score
 from edgeseg.bundle.apart import Say
 from edgeseg.bundle.recipe import Limits
+from edgeseg.bundle.stream_gate import drift_gate, play
 from edgeseg.container import Bundle, open_bundle
 from edgeseg.errors import EdgesegError
 from edgeseg.manifest import Admission, Part, Scores, Speeds
@@ -52,6 +53,9 @@ def admit_bundle(path: Path, data: str, split: str = "dev", split_file: Path | N
     found = {key: scored(bundle, *key, cases, threads, say) for key in [(b, "fp32") for b in BACKENDS] + candidates}
     gates = [g for b, p in candidates
              for g in admission.candidate_gates(f"{b} {p}", found[b, p], found[b, "fp32"], limits)]
+    if bundle.manifest.stream:
+        played = {key: play(bundle.file(model_file(*key)), *key, cases, bundle.preprocessing, threads) for key in found}
+        gates += [drift_gate(f"{b} {p}", played[b, p], played[b, "fp32"], cases, bundle.scheme) for b, p in candidates]
     say("comparing the runtimes")
     parity = {p: compared(bundle, p, cases, threads) for p in ("fp32", "int8") if ("openvino", p) in found}
     gates.append(admission.fp32_parity(parity["fp32"][0], len(cases), limits))

@@ -17,7 +17,9 @@ from pydantic import TypeAdapter
 
 from edgeseg.bundle import admission, score
 from edgeseg.bundle.apart import Say, answer_apart, run_apart
+from edgeseg.bundle.quantise import Inputs
 from edgeseg.bundle.recipe import RUNGS, CalibrationRecipe
+from edgeseg.bundle.stream_gate import drift_gate, play
 from edgeseg.distill.run import Run
 from edgeseg.manifest import (
     Admission,
@@ -79,7 +81,7 @@ def build(scratch: Path, folder: Path, say: Say) -> Measured:
     site = Site(folder, Run.open(Path(job.run)), recipe, say, Path(job.untuned) if job.untuned else None)
     fp32 = folder / "model.fp32.onnx"
     quantise.convert(fp32, fp32.with_suffix(".xml"))
-    ladder = site.climb(np.load(scratch / "calibration.npy")) if job.int8 else []
+    ladder = site.climb(calibration(scratch)) if job.int8 else []
     inputs = np.load(scratch / "inputs.npy")
     checks = check_files(folder, inputs, np.load(scratch / "logits.npy"))
     refuse_bad(checks)
@@ -102,7 +104,8 @@ def build(scratch: Path, folder: Path, say: Say) -> Measured:
 class Site:
     """A folder of model files under construction, and the cases that judge them.
 
-    `evaluations` keeps what was scored: (split, file) -> Evaluation, for files that do not change any more.
+    `evaluations` keeps what was scored: (split, file) -> Evaluation, for files that do not change any more; `played`
+    the streams of dev in FP32, of each runtime.
     """
 
     folder: Path
@@ -111,6 +114,7 @@ class Site:
     say: Say
     untuned: Path | None = None
     evaluations: dict[tuple[str, str, Path], Evaluation] = field(default_factory=dict)
+    played: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     @cached_property
     def splits(self) -> dict[str, Dataset]:
@@ -138,12 +142,26 @@ class Site:
     def score(self, path: Path, split: str, backend: str, precision: str) -> Evaluation:
         return score.score_file(path, backend, precision, self.splits[split], self.run.preprocessing, self.run.scheme)
 
-    def against_fp32(self, found: Evaluation, backend: str, precision: str) -> list[Gate]:
+    def against_fp32(self, found: Evaluation, backend: str, precision: str, path: Path) -> list[Gate]:
         """The gates of one candidate; fine-tuned ones are held against the run's own weights, which they replace."""
         fp32 = self.evaluation("dev", backend, "fp32", self.untuned)
-        return admission.candidate_gates(f"{backend} {precision}", found, fp32, self.recipe.limits)
+        gates = admission.candidate_gates(f"{backend} {precision}", found, fp32, self.recipe.limits)
+        return [*gates, self.drift(backend, precision, path)] if self.recurrent else gates
 
-    def climb(self, frames: np.ndarray) -> list[Rung]:
+    @cached_property
+    def recurrent(self) -> bool:
+        return bool(load_backend("onnxruntime", self.path("onnxruntime", "fp32")).states)
+
+    def drift(self, backend: str, precision: str, path: Path) -> Gate:
+        """Of a recurrent network: what a stream loses with time."""
+        self.say(f"playing streams of dev to {backend} {precision}")
+        data, pre = self.splits["dev"], self.run.preprocessing
+        if backend not in self.played:
+            self.played[backend] = play(self.path(backend, "fp32"), backend, "fp32", data, pre)
+        mine = play(path, backend, precision, data, pre)
+        return drift_gate(f"{backend} {precision}", mine, self.played[backend], data, self.run.scheme)
+
+    def climb(self, frames: np.ndarray | Inputs) -> list[Rung]:
         """Both INT8 files, ONNX Runtime's also held against OpenVINO's; without enough dev patients nothing can judge,
         so the first rung is taken."""
         from edgeseg.bundle.ladder import climb
@@ -160,7 +178,7 @@ class Site:
         if "dev" not in self.splits:
             return 0.0, ("no labelled dev cases",)
         found = self.score(path, "dev", backend, "int8")
-        gates = self.against_fp32(found, backend, "int8")
+        gates = self.against_fp32(found, backend, "int8", path)
         if backend == "onnxruntime" and all(g.passed for g in gates):
             gates.append(self.int8_parity(path))
         return float(np.mean(list(found.patient_dice().values()))), admission.failed(gates)
@@ -179,7 +197,8 @@ class Site:
         gates: list[Gate] = []
         replaced = [(b, "fp32") for b in BACKENDS] if self.untuned else []
         for backend, precision in [*replaced, *self.candidates()]:
-            gates += self.against_fp32(self.evaluation("dev", backend, precision), backend, precision)
+            found = self.evaluation("dev", backend, precision)
+            gates += self.against_fp32(found, backend, precision, self.path(backend, precision))
         self.say("comparing the runtimes on dev")
         agreement, _ = self.compare([self.path(b, "fp32") for b in BACKENDS])
         gates.append(admission.fp32_parity(agreement, len(self.splits["dev"]), self.recipe.limits))
@@ -234,6 +253,13 @@ class Site:
         data = data.select("dev") if len(data.select("dev")) else data.select("train")
         return tuple(check for protocol in protocols for check in check_frame_graph(
             self.folder, protocol, data, self.run.preprocessing, self.run.scheme.values))
+
+
+def calibration(scratch: Path) -> np.ndarray | Inputs:
+    """The frames that calibrate; of a recurrent network samples of all its inputs."""
+    if (samples := scratch / "calibration.npz").is_file():
+        return dict(np.load(samples))
+    return np.load(scratch / "calibration.npy")
 
 
 def change(split: str, before: Evaluation, after: Evaluation) -> Change:

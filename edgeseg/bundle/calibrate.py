@@ -58,6 +58,13 @@ def calibration_frames(run: Run, data: Dataset, recipe: CalibrationRecipe) -> tu
 def calibration_sets(run: Run, data: Dataset, recipe: CalibrationRecipe, seeds: Sequence[int]
                      ) -> Iterator[tuple[np.ndarray, Calibration]]:
     """`calibration_frames` for each seed, the source opened and checked once."""
+    for frames, sheet in calibration_draws(run, data, recipe, seeds):
+        yield np.stack([f.window for f in frames]), sheet
+
+
+def calibration_draws(run: Run, data: Dataset, recipe: CalibrationRecipe, seeds: Sequence[int]
+                      ) -> Iterator[tuple[list[Frame], Calibration]]:
+    """`calibration_sets` that still says where each frame is from: a recurrent student needs those before it."""
     source, held = open_source(run, data, recipe)
     source = remembering(source)
     for seed in seeds:
@@ -67,7 +74,7 @@ def calibration_sets(run: Run, data: Dataset, recipe: CalibrationRecipe, seeds: 
                                "constant or missing): name another source, or export with --no-int8")
         check_contents(run, held, ((f"frame {f.index} of {f.case.id}", (f.pixels, f.window)) for f in frames),
                        source.spec)
-        yield np.stack([f.window for f in frames]), sheet(run, source, replace(recipe, seed=seed), frames)
+        yield frames, sheet(run, source, replace(recipe, seed=seed), frames)
 
 
 def open_source(run: Run, data: Dataset, recipe: CalibrationRecipe) -> tuple[Dataset, dict[str, str]]:

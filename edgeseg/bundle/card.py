@@ -50,7 +50,15 @@ def input_and_output(m: Manifest) -> str:
              "covered by windows of {0} x {1} pixels").format(*grid.size)
     return (f"- Input: {len(m.channels)} channel(s), {kinds}; any pixel grid, resampled to\n"
             f"  {grid.spacing[0]:g} x {grid.spacing[1]:g} mm, {cover}.\n"
-            f"- Output: label map in the input's own grid: {values}.")
+            f"- Output: label map in the input's own grid: {values}.{stream(m)}")
+
+
+def stream(m: Manifest) -> str:
+    if m.stream is None:
+        return ""
+    rate = f", about {1 / m.stream.frame_time:.3g} frames a second as in training" if m.stream.frame_time else ""
+    return (f"\n- Recurrent: the frames of a clip one after the other{rate}; what it remembers is "
+            f"{len(m.stream.states)} states.")
 
 
 def data(m: Manifest) -> str:

@@ -15,12 +15,13 @@ import numpy as np
 
 from edgeseg.bundle.apart import Say
 from edgeseg.bundle.build import FEWEST, Job, build_apart
-from edgeseg.bundle.calibrate import calibration_frames, draw_frames
+from edgeseg.bundle.calibrate import calibration_draws, draw_frames
 from edgeseg.bundle.card import licence_text, model_card
 from edgeseg.bundle.fold import fold_batch_norm, torch_logits
 from edgeseg.bundle.metadata import metadata
 from edgeseg.bundle.recipe import CalibrationRecipe
 from edgeseg.bundle.staging import beside, check_target
+from edgeseg.bundle.stream_export import check_clip, check_streamable, recurrence, trajectories, write_step
 from edgeseg.container import MANIFEST, SUFFIX, open_bundle, write_sums
 from edgeseg.distill.run import Run
 from edgeseg.errors import EdgesegError
@@ -88,30 +89,44 @@ def fill(folder: Path, run: Run, name: str, int8: bool, recipe: CalibrationRecip
          protocols: tuple[FrameProtocol, ...], frame_precisions: tuple[Precision, ...], seconds: float, golden: str,
          say: Say) -> None:
     """Write every file of the bundle into `folder`."""
+    from edgeseg.students import is_recurrent
+
     data = run.dataset()
     model = run.student()
+    recurrent, stream = is_recurrent(model), None
+    if recurrent:
+        check_streamable(run.preprocessing, protocols)
     with tempfile.TemporaryDirectory(prefix="edgeseg-export-") as kept:
         scratch = Path(kept)  # patient frames go here, never below the bundle
         say(f"reading frames of {data.name}")
         calibration, frames = None, None
         if int8:
-            frames, calibration = calibration_frames(run, data, recipe)
-            np.save(scratch / "calibration.npy", frames)
+            drawn, calibration = next(calibration_draws(run, data, recipe, [recipe.seed]))
+            frames = np.stack([f.window for f in drawn])
+            if recurrent:
+                samples: dict[str, Any] = trajectories(model, drawn, run.preprocessing)
+                np.savez(scratch / "calibration.npz", **samples)
+            else:
+                np.save(scratch / "calibration.npy", frames)
         source = next((s for s in ("dev", "train") if len(data.select(s))), None)
         if source is None:
             raise EdgesegError(f"{data.spec}: no training or dev case to check the exported files on: restore the data")
-        inputs = np.stack([f.window for f in draw_frames(data.select(source), run.preprocessing, CHECK_FRAMES, 0)])
+        if recurrent:
+            inputs, clip = check_clip(data.select(source), run.preprocessing)
+            stream = recurrence(model, run.preprocessing.size, clip.frame_time)
+        else:
+            inputs = np.stack([f.window for f in draw_frames(data.select(source), run.preprocessing, CHECK_FRAMES, 0)])
         np.save(scratch / "inputs.npy", inputs)
         job = Job(run=str(run.folder.absolute()), int8=int8, recipe=asdict(recipe), protocols=protocols,
                   frame_precisions=frame_precisions, frames_from=f"{data.name} {source}", seconds=seconds,
                   golden=golden)
         measured = attempt(folder, scratch, model, inputs, job, say)
-        if frames is not None and "fine-tune" in recipe.rungs and may_tune(measured):
+        if frames is not None and not recurrent and "fine-tune" in recipe.rungs and may_tune(measured):
             measured = tune(folder, scratch, run, frames, inputs, job, recipe.fine_tune_steps, measured, say)
     measured = measured.model_copy(update={
         "training": plain({k: run.metrics[k] for k in ("dev", "seconds") if k in run.metrics})})
     manifest = describe(run, name, calibration, measured).model_copy(update={
-        "frames": protocols, "limits": asdict(recipe.limits) if int8 else {},
+        "frames": protocols, "stream": stream, "limits": asdict(recipe.limits) if int8 else {},
         "golden": open_data(golden).name if golden else "phantom"})
     manifest.write(folder / MANIFEST)
     (folder / "metadata.json").write_text(json.dumps(metadata(manifest), indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -123,9 +138,14 @@ def fill(folder: Path, run: Run, name: str, int8: bool, recipe: CalibrationRecip
 
 def attempt(folder: Path, scratch: Path, model: "nn.Module", inputs: np.ndarray, job: Job, say: Say) -> Measured:
     """ONNX from the weights of `model`, and from it everything else in `folder`."""
+    from edgeseg.students import is_recurrent
+
     np.save(scratch / "logits.npy", torch_logits(model, inputs))
     say("writing ONNX")
-    write_onnx(fold_batch_norm(model), (1, *inputs.shape[1:]), folder / "model.fp32.onnx")
+    if is_recurrent(model):
+        write_step(model, inputs.shape[2:], folder / "model.fp32.onnx")
+    else:
+        write_onnx(fold_batch_norm(model), (1, *inputs.shape[1:]), folder / "model.fp32.onnx")
     return build_apart(scratch, folder, job, say)
 
 

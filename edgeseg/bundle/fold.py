@@ -26,8 +26,13 @@ def fold_batch_norm(model: "nn.Module") -> "nn.Module":
 
 
 def torch_logits(model: "nn.Module", inputs: np.ndarray) -> np.ndarray:
-    """Logits float32 [n, K, H, W] of the student as it was trained (nothing folded) for inputs [n, C, H, W]."""
+    """Logits float32 [n, K, H, W] of the student as it was trained (nothing folded) for inputs [n, C, H, W]; those of a
+    recurrent one are the frames of one clip, which it computes as a whole."""
     import torch
 
+    from edgeseg.students import frame_by_frame, is_recurrent
+
     with torch.inference_mode():
+        if is_recurrent(model):
+            return frame_by_frame(model, torch.from_numpy(inputs)).numpy()
         return np.concatenate([model(torch.from_numpy(x[None])).numpy() for x in inputs])

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeseg.bundle.quantise import NothingLeft, move, quantise_rung
+from edgeseg.bundle.quantise import Inputs, NothingLeft, move, quantise_rung
 from edgeseg.manifest import BackendName, Rung
 
 Judge = Callable[[Path, str], tuple[float, tuple[str, ...]]]
 """Model file, backend -> mean dev Dice, names of the gates that it missed (none: admitted)."""
 
 
-def climb(backend: BackendName, fp32_onnx: Path, out: Path, frames: np.ndarray, rungs: Sequence[str], judge: Judge,
-          say: Callable[[str], None]) -> list[Rung]:
+def climb(backend: BackendName, fp32_onnx: Path, out: Path, frames: np.ndarray | Inputs, rungs: Sequence[str],
+          judge: Judge, say: Callable[[str], None]) -> list[Rung]:
     """Write the INT8 file of the first rung that is admitted, else of the one with the best dev Dice, to `out`.
 
     "fine-tune" is passed over: it changes weights, so it needs torch and begins again with a new FP32 file. So is a
     rung that would leave nothing in INT8 after one that did not.
 
     Args:
-        frames: calibration frames float32 [n, C, gh, gw].
+        frames: calibration frames, as `quantise_rung` takes them.
         judge: also asked for the Dice of files on the way to a rung, the FP32 file among them.
 
     Returns:

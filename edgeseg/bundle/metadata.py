@@ -8,7 +8,7 @@ MONAI code, so MONAI can describe and list it, not run it.
 from typing import Any
 
 from edgeseg.manifest import ChannelNormalisation, Manifest
-from edgeseg.onnx_file import INPUT, OUTPUT
+from edgeseg.onnx_file import INPUT, OUTPUT, STEP_INPUT, STEP_OUTPUT
 
 VERSION = "1.0.0"
 """Of the model in a bundle: another training is another bundle with another name, not a later version of this one."""
@@ -39,7 +39,7 @@ def metadata(m: Manifest) -> dict[str, Any]:
         "data_type": ", ".join(m.channels),
         "network_data_format": {
             "inputs": {"image": {
-                "name": INPUT,
+                "name": STEP_INPUT if m.stream else INPUT,
                 "type": "image",
                 "format": "magnitude",
                 "modality": modality(m),
@@ -51,7 +51,7 @@ def metadata(m: Manifest) -> dict[str, Any]:
                 "channel_def": {str(i): name for i, name in enumerate(m.channels)},
             }},
             "outputs": {"pred": {
-                "name": OUTPUT,
+                "name": STEP_OUTPUT if m.stream else OUTPUT,
                 "type": "image",
                 "format": "labels",  # the largest of K channels is the label
                 "modality": UNKNOWN,

@@ -15,16 +15,21 @@ from edgeseg.bundle.recipe import RUNGS
 from edgeseg.errors import EdgesegError
 from edgeseg.onnx_file import INPUT
 
+Inputs = dict[str, np.ndarray]
+"""Name of each input of a network -> its values, one sample after the other along the first axis."""
 Score = Callable[[Path], float]
 """Model file of the runtime (INT8 or FP32) -> mean Dice on dev."""
 RANGES = ("histogram", "quantile 0.0001", "quantile 0.001")
 """Activation ranges of the rung "range-percentile": the range with the least quantisation error on the histogram of all
 frames, or the mean over frames of the p and 1 - p quantiles of each. (The other rungs: of its minimum and maximum.)"""
+STATE_PATH = {"openvino": ["Multiply", "Add", "Sigmoid", "Tanh"], "onnxruntime": ["Mul", "Add", "Sigmoid", "Tanh"]}
+"""Operators that a recurrent network keeps in FP32: its cells' update, c' = f c + i g, h' = o tanh c'. An error there
+would stay in the state and add up over the frames. (It is faster so, too: nothing is rounded back and forth.)"""
 WITH_BIAS = "/WithoutBiases"
 """What OpenVINO's ONNX reader appends to the name of a convolution with a bias, which it makes a node of its own."""
 
 
-def quantise_rung(rung: str, backend: str, fp32_onnx: Path, out: Path, frames: np.ndarray,
+def quantise_rung(rung: str, backend: str, fp32_onnx: Path, out: Path, frames: "np.ndarray | Inputs",
                   score: Score) -> dict[str, Any]:
     """Write the INT8 file of one rung and return its settings as JSON can hold them.
 
@@ -36,7 +41,7 @@ def quantise_rung(rung: str, backend: str, fp32_onnx: Path, out: Path, frames: n
             `score`; "keep-ends": first and last convolution left in FP32; "accuracy-control": the convolutions that
             harm most left in FP32, one after the other, until `score` is near enough to FP32.
         backend: "openvino" (`out` is an .xml, the IR beside `fp32_onnx` is used if it is there) or "onnxruntime".
-        frames: float32 [n, C, gh, gw]; all of them calibrate.
+        frames: float32 [n, C, gh, gw]; all of them calibrate. Of a recurrent network the n values of every input.
         score: of a file; called by "range-percentile" and "accuracy-control".
 
     Raises:
@@ -69,10 +74,12 @@ class NothingLeft(EdgesegError):
 class Network:
     """One FP32 network with its calibration frames, as NNCF wants them for a runtime."""
 
-    def __init__(self, backend: str, fp32_onnx: Path, frames: np.ndarray) -> None:
-        self.backend, self.fp32_onnx, self.frames = backend, fp32_onnx, frames
-        self.openvino = backend == "openvino"
-        self.inputs: list[Any] = [x[None] if self.openvino else {INPUT: x[None]} for x in frames]
+    def __init__(self, backend: str, fp32_onnx: Path, frames: "np.ndarray | Inputs") -> None:
+        self.backend, self.fp32_onnx = backend, fp32_onnx
+        self.openvino, self.recurrent = backend == "openvino", isinstance(frames, dict)
+        named = frames if isinstance(frames, dict) else {INPUT: frames}
+        self.inputs: list[Inputs] = [{name: values[i : i + 1] for name, values in named.items()}
+                                     for i in range(len(next(iter(named.values()))))]
 
     def read(self) -> Any:
         """The FP32 model, ov.Model or onnx.ModelProto; NNCF may change what it is given, so every use reads anew."""
@@ -107,9 +114,10 @@ class Network:
         if self.openvino:
             known = {op.get_friendly_name() for op in model.get_ops()}
             ignored = tuple(name + WITH_BIAS if name + WITH_BIAS in known else name for name in ignored)
+        types = STATE_PATH[self.backend] if self.recurrent else []
         return nncf.quantize(model, nncf.Dataset(self.inputs), preset=nncf.QuantizationPreset.MIXED,
                              subset_size=len(self.inputs), fast_bias_correction=not exact_bias,
-                             ignored_scope=nncf.IgnoredScope(names=list(ignored)) if ignored else None,
+                             ignored_scope=nncf.IgnoredScope(names=list(ignored), types=types),
                              advanced_parameters=self.advanced(**advanced))
 
     def convolutions(self, model: Any) -> dict[str, bool]:
@@ -130,10 +138,10 @@ class Network:
         return self.settings(exact_bias, ranges, ignored)
 
     def settings(self, exact_bias: bool = False, ranges: str = "", ignored: tuple[str, ...] = ()) -> dict[str, Any]:
-        return {"frames": len(self.frames), "weights": "symmetric, per channel",
+        return {"frames": len(self.inputs), "weights": "symmetric, per channel",
                 "activations": f"asymmetric, {'per channel where depthwise' if self.openvino else 'per tensor'}",
                 "ranges": ranges or "mean minimum and maximum", "bias correction": "exact" if exact_bias else "fast",
-                "left in FP32": list(ignored)}
+                "left in FP32": list(ignored) + (["the cells' update"] if self.recurrent else [])}
 
 
 def has_int8(value: Any) -> bool:

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from edgeseg.errors import EdgesegError
+from edgeseg.readers import OPTIONS
 
 Rung = Literal["post-training", "bias-correction", "range-percentile", "keep-ends", "accuracy-control", "fine-tune"]
 RUNGS: tuple[Rung, ...] = ("post-training", "bias-correction", "range-percentile", "keep-ends", "accuracy-control",
@@ -19,7 +20,7 @@ RUNGS: tuple[Rung, ...] = ("post-training", "bias-correction", "range-percentile
 """The ladder, from the cheapest: each only if the one before was not admitted on dev."""
 Stratum = Literal["phase", "group", "vendor", "position"]
 STRATA: tuple[Stratum, ...] = ("phase", "group", "vendor", "position")
-SOURCE = r"run|(acdc|mnms|nnunet|nifti):.+|phantom:cine(\?.*)?"
+SOURCE = rf"run|({'|'.join(OPTIONS)}):.+|phantom:(cine|echo)(\?.*)?"
 STRICT = ConfigDict(extra="forbid")
 
 
@@ -80,7 +81,7 @@ class CalibrationRecipe:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(SOURCE, self.source):
-            raise EdgesegError(f'source is {self.source!r}: write "run", acdc:DIR, mnms:DIR, nnunet:DIR, nifti:FOLDER '
+            raise EdgesegError(f'source is {self.source!r}: write "run", {", ".join(f"{k}:DIR" for k in OPTIONS)} '
                                "or phantom:cine?n=40&seed=7")
         if self.frames < 2:
             raise EdgesegError(f"calibration needs at least 2 frames, not {self.frames}: raise frames in the recipe, "

@@ -163,9 +163,14 @@ def draw_sets(run: Run, data: Dataset, recipe: CalibrationRecipe, count: int, fo
 def write_model(run: Run, out: Path) -> None:
     from edgeseg.bundle.fold import fold_batch_norm
     from edgeseg.onnx_file import write_onnx
+    from edgeseg.students import is_recurrent
 
+    student = run.student()
+    if is_recurrent(student):
+        raise EdgesegError(f"{run.folder}: its student is recurrent, and sets of single frames have no states: "
+                           "`edgeseg export` calibrates it on clips")
     shape = (1, len(run.preprocessing.channels), *run.preprocessing.size)
-    write_onnx(fold_batch_norm(run.student()), shape, out)
+    write_onnx(fold_batch_norm(student), shape, out)
 
 
 def score_sets(scratch: Path, run: Run, split: str, threads: int | None, say: Say) -> dict[str, Any]:

@@ -12,9 +12,10 @@ Opt = typer.Option
 
 
 def distill(
-    teacher: Annotated[str | None, Opt(help="nnunet:MODEL_FOLDER, phantom, or none (labels only)")] = None,
+    teacher: Annotated[str | None, Opt(help="nnunet:MODEL_FOLDER, deeplabv3:CHECKPOINT, phantom, or none (labels "
+                                               "only)")] = None,
     data: Annotated[list[str] | None, Opt(help="acdc:DIR, mnms:DIR, nnunet:DIR, phantom:cine; repeat to merge")] = None,
-    student: Annotated[str | None, Opt(help="student family: mobilenetv2, dense")] = None,
+    student: Annotated[str | None, Opt(help="student family: mobilenetv2, dense, convlstm")] = None,
     out: Annotated[Path | None, Opt(help="run folder (default: runs/NAME)")] = None,
     recipe: Annotated[Path | None, Opt(parser=recipe_path, metavar="FILE",
                                        help="TOML file; options given here go before it")] = None,
@@ -28,7 +29,8 @@ def distill(
     batch_size: Annotated[int | None, Opt(help="images a step")] = None,
     learning_rate: Annotated[float | None, Opt(help="peak learning rate")] = None,
     precision: Annotated[str | None, Opt(help="auto, 32-true, bf16-mixed, 16-mixed")] = None,
-    targets: Annotated[str | None, Opt(help="auto, network, or stored (soft predictions of the full pipeline)")] = None,
+    targets: Annotated[str | None, Opt(help="auto, network, stored (soft predictions of the full pipeline), or the "
+                                               "folder that `edgeseg targets` wrote: then no --teacher")] = None,
     tta: Annotated[str | None, Opt(help="of stored targets: none, mirror, mirror+rotate")] = None,
     fold: Annotated[list[int] | None, Opt(help="fold of the nnU-Net teacher; repeat to average (default: all)")] = None,
     configuration: Annotated[str | None, Opt(help="2d or 3d_fullres, for a teacher that does not say")] = None,
@@ -54,7 +56,11 @@ def distill(
     }
     if resume and (recipe or out or any(v is not None for v in given.values())):
         raise EdgesegError(f"--resume goes on with the recipe that {resume} keeps: give no other options")
-    base = Recipe.load(recipe) if recipe else Recipe() if data or teacher else PHANTOM
+    if targets is not None and targets not in ("auto", "network", "stored"):
+        if teacher is not None:
+            raise EdgesegError(f"--targets {targets} takes the place of a teacher: leave --teacher out")
+        given |= {"teacher": f"targets:{targets}", "targets": "stored"}
+    base = Recipe.load(recipe) if recipe else Recipe() if data or teacher or targets else PHANTOM
     wanted = base.changed(given)
     folder = resume or out or default_out(wanted.data[0])
     machine = Machine(accelerator, devices, nodes, threads)

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from edgeseg import __version__
-from edgeseg.cli import admit, bench, bundle, calibrate, distill, evaluate, export, predict, search, verify
+from edgeseg.cli import (
+    admit,
+    bench,
+    bundle,
+    calibrate,
+    distill,
+    evaluate,
+    export,
+    predict,
+    search,
+    targets,
+    train_teacher,
+    verify,
+)
 from edgeseg.errors import EdgesegError
 
 app = typer.Typer(
@@ -33,6 +46,8 @@ def options(version: Annotated[bool, typer.Option("--version", callback=show_ver
 
 app.command()(distill.distill)
 app.command()(search.search)
+app.command()(targets.targets)
+app.command()(train_teacher.train_teacher)
 app.command()(calibrate.calibrate)
 app.command()(export.export)
 app.command()(admit.admit)

@@ -19,16 +19,22 @@ class Recipe:
     Attributes:
         data: data specs, `acdc:PATH`; several are merged by label name.
         split_file: JSON with train/dev/val patients; empty: the one beside the data, else a seeded split.
-        teacher: `nnunet:FOLDER`; `phantom`: train one on the phantom first; `none`: labels only (kd_weight 0).
+        teacher: `nnunet:FOLDER`, `deeplabv3:CHECKPOINT`, `targets:FOLDER` (what `edgeseg targets` stored); `phantom`:
+            train one on the phantom first; `none`: labels only (kd_weight 0).
         folds: folds of the teacher; empty: all that the folder has.
         configuration: nnU-Net configuration when the folder holds several; empty: the one it has.
         targets: `network`: the teacher's network on each augmented patch; `stored`: soft predictions of its full
             pipeline, made once per case (always so for a 3D teacher); `auto`.
         tta: test-time augmentation of stored targets. The student never has any.
+        loss: "layerwise_kl", or "soft_bce": the full-resolution output alone, temperature 1. With W = 1 and two classes
+            its gradient is that of EchoDFKD's published binary cross-entropy against the teacher's sigmoid.
         own_layers: P(i) is the teacher's deep supervision output i; False: its full output brought to scale i.
         kd_weight: W of the loss. temperature: T. t_squared: multiply the KL by T^2.
-        student: the family. spec: fields of its spec (`MobileNetV2Spec`, `DenseSpec`) that differ from its defaults.
+        student: the family. spec: fields of its spec (`MobileNetV2Spec`, `DenseSpec`, `ConvLSTMSpec`) that differ from
+            its defaults.
         expansion, width_mult, stem_stride: of the MobileNetV2 student.
+        clip: consecutive frames of a training window, for a student of clips. augment: "nnunet": its training
+            augmentation, the same for all frames of a clip; "none", as published for EchoDFKD.
         noise: share of training images that get Rician noise on top of nnU-Net's augmentation.
         size, spacing: the student's grid in pixels and mm; empty: the teacher's.
         epochs, batch_size, learning_rate, weight_decay: schedule; one epoch shows every training slice once.
@@ -44,15 +50,18 @@ class Recipe:
     configuration: str = ""
     targets: Literal["auto", "network", "stored"] = "auto"
     tta: Literal["none", "mirror", "mirror+rotate"] = "mirror"
+    loss: Literal["layerwise_kl", "soft_bce"] = "layerwise_kl"
     own_layers: bool = True
     kd_weight: float = 0.5
     temperature: float = 1.0
     t_squared: bool = False
-    student: Literal["mobilenetv2", "dense"] = "mobilenetv2"
+    student: Literal["mobilenetv2", "dense", "convlstm"] = "mobilenetv2"
     spec: dict[str, Any] = field(default_factory=dict)
     expansion: int = 4
     width_mult: float = 1.0
     stem_stride: int = 2
+    clip: int = 25
+    augment: Literal["nnunet", "none"] = "nnunet"
     noise: float = 0.0
     size: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
@@ -76,6 +85,10 @@ class Recipe:
             raise EdgesegError(f"[spec] {fixed[0]}: the data and the teacher decide it; leave it out")
         if self.student != "mobilenetv2" and (self.expansion, self.width_mult, self.stem_stride) != (4, 1.0, 2):
             raise EdgesegError("expansion, width_mult and stem_stride are MobileNetV2's; of another student set [spec]")
+        if self.loss == "soft_bce" and self.temperature != 1:
+            raise EdgesegError("soft_bce has no temperature: leave it at 1, or use layerwise_kl")
+        if self.clip < 1:
+            raise EdgesegError(f"clip is a number of frames, at least 1, not {self.clip}")
         if not 0 <= self.noise <= 1:
             raise EdgesegError(f"noise is a share of the images, 0..1, not {self.noise}")
         if not 0 <= self.ema < 1:

@@ -6,7 +6,8 @@ the number of workers, nor ranks, nor restarts.
 
 import math
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,7 @@ from edgeseg import geometry
 from edgeseg.distill.cache import Cache, CachedCase
 from edgeseg.geometry import Shape
 from edgeseg.labels import IGNORE
+from edgeseg.readers import CaseRef, draw_probabilities
 from edgeseg.torchvision_ops import import_torchvision
 
 FOREGROUND_SHARE = 1 / 3
@@ -32,11 +34,13 @@ where a reader would still see the myocardium. nnU-Net's own noise goes to 0.3, 
 class EpochSampler(Sampler):
     """Yields (epoch, position, slice index): the shuffled slices of one epoch, whole batches only, dealt out to ranks.
 
-    `size` samples make an epoch; fewer slices than that are shown again, each time augmented anew.
+    `size` samples make an epoch; fewer slices than that are shown again, each time augmented anew. With `weights` (of a
+    mixture of data sets) an epoch draws as many with replacement, each as often as its weight says.
     """
 
-    def __init__(self, slices: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.slices, self.seed, self.rank, self.world = slices, seed, rank, world
+    def __init__(self, slices: int, batch_size: int, seed: int, rank: int = 0, world: int = 1,
+                 weights: np.ndarray | None = None) -> None:
+        self.slices, self.seed, self.rank, self.world, self.weights = slices, seed, rank, world, weights
         self.batch_size = batch_size
         self.size = max(slices // batch_size, 1) * batch_size
         self.epoch = 0
@@ -48,22 +52,43 @@ class EpochSampler(Sampler):
         return self.size // self.world
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.slices)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = (rng.permutation(self.slices) if self.weights is None
+                 else rng.choice(self.slices, self.size, p=self.weights))
         for position in range(self.rank, self.size, self.world):
-            yield self.epoch, position, int(order[position % self.slices])
+            yield self.epoch, position, int(order[position % len(order)])
+
+
+def sample_weights(refs: Sequence[CaseRef], cases: Sequence[CachedCase]) -> np.ndarray | None:
+    """How often to draw each sample (of these cases), summing to 1, when the data are a mixture with shares (`refs`);
+    None when they are not, and an epoch shows every sample once."""
+    if not any(ref.share for ref in refs):
+        return None
+    chance = dict(zip([ref.id for ref in refs], draw_probabilities(refs), strict=True))
+    count = Counter(case.id for case in cases)
+    return np.array([chance[case.id] / count[case.id] for case in cases])
 
 
 class SliceDataset(Dataset):
     """Augmented windows: {"image" float32 [C, h, w], "labels" uint8 [h, w], "soft" float32 [K, h, w] if stored}."""
 
     def __init__(self, cache: Cache, size: Shape, seed: int, mirror_axes: tuple[int, ...] = (0, 1),
-                 noise: float = 0.0) -> None:
+                 noise: float = 0.0, augment: bool = True, labelled_only: bool = False) -> None:
         self.cache, self.size, self.seed, self.noise = cache, size, seed, noise
-        self.slices = [(case, i) for case in cache.cases for i in range(case.slices)]
-        self.transform, self.source_size = nnunet_augmentation(size, mirror_axes)
+        self.slices = [(case, i) for case in cache.cases for i in range(case.slices)
+                       if not labelled_only or (cache.array(case, "labels")[i] != IGNORE).any()]
+        self.transform: Any = None
+        self.source_size = size
+        if augment:
+            self.transform, self.source_size = nnunet_augmentation(size, mirror_axes)
 
     def __len__(self) -> int:
         return len(self.slices)
+
+    @property
+    def cases(self) -> list[CachedCase]:
+        """Of each sample."""
+        return [case for case, _ in self.slices]
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict[str, torch.Tensor]:
         epoch, position, index = key
@@ -82,7 +107,7 @@ class SliceDataset(Dataset):
         data: dict[str, Any] = {"image": cut("image", 0), "segmentation": cut("labels", 0)[None].to(torch.int16)}
         if case.soft:
             data["regression_target"] = cut("soft", 0).float() / 255
-        out = self.transform(**data)
+        out = data if self.transform is None else self.transform(**data)
         image = out["image"].float()
         if self.noise and rng.random() < self.noise:
             image = rician(image, float(rng.uniform(0, MOST_NOISE)))

@@ -79,7 +79,7 @@ class StoredTeacher:
     Without `teacher`, the real one, it has only those that are there already.
     """
 
-    is_3d = False  # whatever it was, this one is asked for stored predictions alone
+    predict_only = True
 
     def __init__(self, folder: Path, mirror_axes: tuple[int, ...], teacher: Any = None) -> None:
         self.folder, self.mirror_axes, self.teacher = folder, mirror_axes, teacher

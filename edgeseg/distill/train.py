@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def run_distillation(recipe: Recipe, out: Path, resume: bool, machine: Machine, 
               {"spec": list(recipe.data), "name": dataset.name, "licence": dataset.licence,
                "splits": {s: list(dataset.select(s).patients()) for s in ("train", "dev", "val")}}, metrics)
     if first:
-        if teacher and not teacher.is_3d:
+        if teacher and not teacher.predict_only:
             from edgeseg.teachers.export import teacher_onnx
 
             teacher_onnx(teacher, out / "teacher.onnx")
@@ -197,20 +198,23 @@ def train_network(
     import torch
 
     from edgeseg.distill.cache import Preparation
+    from edgeseg.distill.clips import ClipDataset
     from edgeseg.distill.module import Distiller, at_student_spacing, dev_truth
     from edgeseg.distill.progress import make_trainer
-    from edgeseg.distill.samples import SliceDataset
+    from edgeseg.distill.samples import SliceDataset, sample_weights
+    from edgeseg.students import is_recurrent
 
     distils = recipe.kd_weight > 0
-    stored = distils and (recipe.targets == "stored" or (recipe.targets == "auto" and teacher.is_3d))
-    if distils and teacher.is_3d and not stored:
-        raise EdgesegError("a 3d_fullres teacher distils through stored targets: set targets = 'stored'")
+    stored = distils and (recipe.targets == "stored" or (recipe.targets == "auto" and teacher.predict_only))
+    if distils and teacher.predict_only and not stored:
+        raise EdgesegError(f"{teacher.name} distils through stored targets only: set targets = 'stored'")
     soft = (lambda case: teacher.predict(case, recipe.tta)[1]) if stored else None
     dev = dataset.select("dev")
     if not dev.refs:
         raise EdgesegError(f"{dataset.spec}: no dev patients to choose the best epoch on: give a --split-file")
+    truth = partial(dev_truth, scheme=scheme, preprocessing=preprocessing, ignore=dataset.ignore, teacher=soft)
     for case in dev:  # better now than at the first validation
-        dev_truth(case, scheme, preprocessing, dataset.ignore)
+        truth(case)
     train = Preparation(dataset.select("train"), scheme, preprocessing, recipe.kd_weight < 1, soft)
     cache = train.run(cache_folder or out / "cache", say)
     preprocessing = replace(preprocessing, window="centre" if cache.outside <= CENTRED else "tiles")
@@ -219,8 +223,14 @@ def train_network(
         f"{'centred window' if preprocessing.window == 'centre' else 'grid of tiles'} an image")
     logits = at_student_spacing(teacher, preprocessing.size, preprocessing.spacing) if distils and not stored else None
     mirror_axes = teacher.mirror_axes if teacher else (0, 1)
-    samples = SliceDataset(cache, preprocessing.size, recipe.seed, mirror_axes, recipe.noise)
-    module = Distiller(network, recipe, samples, dev, scheme, preprocessing, out / "student.safetensors", logits, begun)
+    samples: SliceDataset | ClipDataset
+    if is_recurrent(network):
+        samples = ClipDataset(cache, preprocessing.size, recipe.seed, recipe.clip, recipe.augment == "nnunet")
+    else:
+        samples = SliceDataset(cache, preprocessing.size, recipe.seed, mirror_axes, recipe.noise,
+                               recipe.augment == "nnunet", labelled_only=not distils)
+    module = Distiller(network, recipe, samples, dev, scheme, preprocessing, out / "student.safetensors", logits, begun,
+                       truth, sample_weights(dataset.select("train").refs, samples.cases))
     trainer = make_trainer(recipe, out, machine, say)
     last = out / "last.ckpt"
     if last.exists():

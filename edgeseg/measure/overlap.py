@@ -4,6 +4,9 @@ import numpy as np
 
 from edgeseg.labels import IGNORE
 
+PUBLISHED_ECHO_THRESHOLD = 80 / 255
+"""EchoDFKD scores Dice, IoU and EF of the pixels beyond this probability (and its area curves from 25/255 on)."""
+
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     """2 |a and b| / (|a| + |b|) of two bool arrays of one shape, 0..1; 1.0 when both are empty (they agree)."""
@@ -44,6 +47,18 @@ def dice_per_class(pred: np.ndarray, ref: np.ndarray, num_classes: int, ignore: 
     common = np.bincount(p[p == r], minlength=num_classes)[1:num_classes]
     total = in_pred + in_ref
     return np.where(total > 0, 2 * common / np.maximum(total, 1), 1.0)
+
+
+def above(soft: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """Bool mask of the pixels beyond `threshold` (0..1), of a bool mask itself.
+
+    Args:
+        soft: bool, probabilities (floats 0..1, NaN lies below every threshold), or uint8 = 255 x probability.
+        threshold: 0.5 here and in EchoNet-Dynamic (logit > 0); `PUBLISHED_ECHO_THRESHOLD` for EchoDFKD's figures.
+    """
+    if soft.dtype == bool:
+        return soft
+    return soft > (255 * threshold if soft.dtype == np.uint8 else threshold)
 
 
 def counts(a: np.ndarray, b: np.ndarray) -> tuple[int, int, int]:

@@ -1,14 +1,16 @@
 """Readers: one file per format, each yields Case. `open_data` is the one door; nothing here imports torch.
 
-A format is named by its prefix: acdc:PATH, mnms:PATH, nnunet:PATH, nifti:PATH, dicom:PATH, phantom:cine?n=60&seed=0;
-several joined by " + " are merged. Options follow a question mark: acdc:PATH?frames=4d, nifti:PATH?frames=all,
-phantom:cine?n=300&seed=0&domain=wide.
+A format is named by its prefix: acdc:PATH, mnms:PATH, nnunet:PATH, nifti:PATH, dicom:PATH, echonet:PATH,
+echonet-synthetic:PATH, camus:PATH, video:PATH, phantom:cine?n=60&seed=0; several joined by " + " are merged. Options
+follow a question mark: acdc:PATH?frames=4d, nifti:PATH?frames=all, phantom:cine?n=300&seed=0&domain=wide,
+camus:PATH?view=4CH&labels=all. A share follows a colon, last: echonet:PATH:0.7 + echonet-synthetic:PATH:0.3.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -17,15 +19,16 @@ import numpy as np
 from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
 from edgeseg.labels import IGNORE, LabelScheme
-from edgeseg.readers.dataset import CaseRef, Dataset
+from edgeseg.readers.dataset import CaseRef, Dataset, draw_probabilities
 from edgeseg.readers.splits import split_of_patients
 
-__all__ = ["CaseRef", "Dataset", "merge", "open_data"]
+__all__ = ["CaseRef", "Dataset", "draw_probabilities", "merge", "open_data", "split_weight"]
 
-OPTIONS = {"acdc": {"frames": ("4d",)}, "mnms": {}, "nnunet": {}, "nifti": {"frames": ("all",)},
-           "dicom": {}}
+OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "acdc": {"frames": ("4d",)}, "mnms": {}, "nnunet": {}, "nifti": {"frames": ("all",)}, "dicom": {}, "echonet": {},
+    "echonet-synthetic": {}, "camus": {"view": ("2CH", "4CH"), "labels": ("all",)}, "video": {}}
 """What may follow the question mark, per format read from files."""
-FILES = ("nifti", "dicom")
+FILES = ("nifti", "dicom", "video")
 """Formats whose PATH may be one file."""
 
 
@@ -41,12 +44,16 @@ def open_data(spec: str, split_file: Path | None = None) -> Dataset:
     several = re.split(rf" \+ (?=(?:{'|'.join(OPTIONS)}|phantom):)", spec)
     if len(several) > 1:
         return merge([open_data(s, split_file) for s in several])
+    plain, share = split_weight(spec)
+    if share is not None:
+        data = open_data(plain, split_file)
+        return replace(data, spec=spec, refs=tuple(replace(r, origin=spec, share=share) for r in data.refs))
     kind, colon, rest = spec.partition(":")
     if kind == "phantom" and colon:
         return open_phantom(rest, spec, split_file)
     if not colon or kind not in OPTIONS:
         raise EdgesegError(f"{spec}: name the format first, one of {', '.join(f'{k}:PATH' for k in OPTIONS)} "
-                           "or phantom:cine")
+                           "or phantom:cine, phantom:echo")
     path, options = split_options(rest, spec)
     for key, value in options.items():
         if value not in OPTIONS[kind].get(key, ()):
@@ -59,37 +66,36 @@ def open_data(spec: str, split_file: Path | None = None) -> Dataset:
     return opener(kind)(root, spec=spec, split_file=split_file, **options)
 
 
+def split_weight(spec: str) -> tuple[str, float | None]:
+    """`SPEC:0.7` -> SPEC and 0.7, the share of a data set in a mixture; a spec without a share -> itself and None.
+
+    Raises:
+        EdgesegError: a share that is not positive.
+    """
+    match = re.fullmatch(r"(.*:.*):([+-]?(?:\d+\.?\d*|\.\d+))", spec)
+    if match is None:
+        return spec, None
+    if float(match[2]) <= 0:
+        raise EdgesegError(f"{spec}: the share of a data set ({match[2]}) must be positive")
+    return match[1], float(match[2])
+
+
 def opener(kind: str) -> Callable[..., Dataset]:
-    """The function that opens a folder of this format (imported late: nibabel takes its time)."""
-    if kind == "acdc":
-        from edgeseg.readers.acdc import open_acdc
-
-        return open_acdc
-    if kind == "mnms":
-        from edgeseg.readers.mnms import open_mnms
-
-        return open_mnms
-    if kind == "nnunet":
-        from edgeseg.readers.nnunet import open_nnunet
-
-        return open_nnunet
-    if kind == "dicom":
-        from edgeseg.readers.dicom import open_dicom
-
-        return open_dicom
-    from edgeseg.readers.nifti import open_nifti
-
-    return open_nifti
+    """`open_KIND` of the file that reads this format (imported late: nibabel and OpenCV take their time)."""
+    name = kind.replace("-", "_")
+    return getattr(import_module(f"edgeseg.readers.{name}"), f"open_{name}")
 
 
 def open_phantom(rest: str, spec: str, split_file: Path | None) -> Dataset:
     """`rest` of phantom:cine?n=60&seed=0 -> the phantom's data set, on the split of `split_file` if there is one."""
     name, options = split_options(rest, spec)
-    if name != "cine":
-        raise EdgesegError(f"{spec}: unknown phantom {name!r}: there is phantom:cine")
-    from edgeseg.phantoms.cine import cine_dataset
-
-    data = cine_dataset(options, spec)
+    if name == "cine":
+        from edgeseg.phantoms.cine import cine_dataset as dataset
+    elif name == "echo":
+        from edgeseg.phantoms.echo import echo_dataset as dataset
+    else:
+        raise EdgesegError(f"{spec}: unknown phantom {name!r}: there are phantom:cine and phantom:echo")
+    data = dataset(options, spec)
     if split_file is None:
         return data
     split = split_of_patients(data.patients(), Path(), split_file)
@@ -114,12 +120,16 @@ def merge(datasets: list[Dataset]) -> Dataset:
     become background. A single data set is returned as it is.
 
     Raises:
-        EdgesegError: a data set without a structure of the first one, a case twice, a patient in two splits.
+        EdgesegError: a data set without a structure of the first one, a case twice, a patient in two splits, a share
+            for some of the data sets only.
     """
     if not datasets:
         raise EdgesegError("no data set to merge: name at least one")
     if len(datasets) == 1:
         return datasets[0]
+    mixed = [r.share is not None for d in datasets for r in d.refs[:1]]
+    if any(mixed) and not all(mixed):
+        raise EdgesegError(f"{' + '.join(d.spec for d in datasets)}: give every data set a share (SPEC:0.7), or none")
     target = next((d.scheme for d in datasets if d.scheme is not None), None)
     refs = []
     for data in datasets:
@@ -129,8 +139,9 @@ def merge(datasets: list[Dataset]) -> Dataset:
                 raise EdgesegError(f"{data.spec}: has no label {', '.join(missing)}, which {datasets[0].spec} has: "
                                    "these data sets cannot be merged")
         for ref in data.refs:
-            about = {"id": f"{data.name}_{ref.id}", "patient": f"{data.name}_{ref.patient}"}
-            refs.append(replace(ref, **about, load=partial(load_as, ref, target, **about)))
+            name, patient = f"{data.name}_{ref.id}", f"{data.name}_{ref.patient}"
+            refs.append(replace(ref, id=name, patient=patient,
+                                load=partial(load_as, ref, target, id=name, patient=patient)))
     return Dataset(
         name="+".join(dict.fromkeys(d.name for d in datasets)),
         spec=" + ".join(d.spec for d in datasets),

@@ -1,8 +1,10 @@
 """Dataset: what a reader hands over, a list of references to cases that are read one at a time."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
@@ -18,6 +20,8 @@ class CaseRef:
         id: unique within the data set. patient: what splits are made by.
         split: "train", "dev", "val", or None for a case that belongs to no set.
         phase, group, vendor: as in Case. load: reads the case; may be pickled.
+        origin, share: in a mixture (`--data A:0.7 --data B:0.3`) the data set that the case comes from, and that data
+            set's share of what is drawn; else "" and None.
     """
 
     id: str
@@ -27,6 +31,8 @@ class CaseRef:
     group: str | None
     vendor: str | None
     load: Callable[[], Case]
+    origin: str = ""
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,3 +82,15 @@ class Dataset:
     def __iter__(self) -> Iterator[Case]:
         for ref in self.refs:
             yield ref.load()
+
+
+def draw_probabilities(refs: Sequence[CaseRef]) -> np.ndarray:
+    """Probability of each of `refs` [n], sum 1: every data set of a mixture gets its share, divided evenly over its
+    cases among `refs`; all cases are equally likely where there are no shares. Shares need not sum to 1.
+    """
+    share = {r.origin: 1.0 if r.share is None else r.share for r in refs}
+    count = Counter(r.origin for r in refs)
+    if all(r.share is None for r in refs):
+        return np.full(len(refs), 1 / max(len(refs), 1))
+    weights = np.array([share[r.origin] / count[r.origin] for r in refs])
+    return weights / weights.sum()

@@ -1,6 +1,11 @@
 """The two CPU runtimes behind one call: a core takes float32 [1, C, gh, gw] and gives logits float32 [1, K, gh, gw], a
-frame graph takes raw pixels [1, C, H, W] of its own type and gives label values uint8 [1, H, W]."""
+frame graph takes raw pixels [1, C, H, W] of its own type and gives label values uint8 [1, H, W].
 
+A recurrent core is the step of a clip: its further inputs h0, c0, ... are states, its further outputs h0_next, c0_next,
+... the same states after the frame. They stay inside: called with one frame after the other it computes the clip, until
+`reset` begins the next one."""
+
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -23,13 +28,18 @@ class Backend(Protocol):
     """A loaded network. Not to be shared between threads.
 
     Attributes:
-        shape: static shape of its one input, [1, C, H, W]. dtype: what it must be given; nothing is converted.
+        shape: static shape of its image input, [1, C, H, W]. dtype: what it must be given; nothing is converted.
+        states: names of the states of a recurrent network; none for any other.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    states: tuple[str, ...]
 
     def __call__(self, x: np.ndarray) -> np.ndarray: ...
+
+    def reset(self) -> None:
+        """Forget the frames before; nothing to do without states."""
 
 
 def model_file(backend: str, precision: str) -> str:
@@ -77,6 +87,24 @@ def unloadable(path: Path, runtime: str, error: Exception) -> EdgesegError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1][:200] if lines else type(error).__name__
     return EdgesegError(f"{path}: {runtime} cannot load this network ({reason}): export it again")
+
+
+def check_states(path: Path, inputs: Sequence[Collection[str]], outputs: Sequence[Collection[str]]) -> tuple[str, ...]:
+    """Names of a network's states: its inputs but the first, each with the output NAME_next, in this order.
+
+    Args:
+        inputs, outputs: the names of each; OpenVINO may give one several.
+
+    Raises:
+        EdgesegError: an input that is neither the image nor such a state.
+    """
+    if len(inputs) < 2:
+        return ()
+    states = tuple(next((n for n in a if f"{n}_next" in b), "") for a, b in zip(inputs[1:], outputs[1:], strict=False))
+    if not len(inputs) == len(outputs) == len(states) + 1 or not all(states):
+        raise EdgesegError(f"{path}: expected one image input and, of a recurrent network, states each with an output "
+                           f"NAME_next, found {len(inputs)} inputs, {len(outputs)} outputs: export it again")
+    return states
 
 
 def check_shape(path: Path, shape: tuple[int | str | None, ...]) -> tuple[int, ...]:

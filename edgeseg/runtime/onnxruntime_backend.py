@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeseg.runtime.backends import check_shape, unloadable
+from edgeseg.runtime.backends import check_shape, check_states, unloadable
 from edgeseg.runtime.telemetry import telemetry_off
 
 TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16,
@@ -31,10 +31,18 @@ class OnnxRuntimeBackend:
             self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base but Exception
             raise unloadable(path, "ONNX Runtime", error) from None
-        inputs = self.session.get_inputs()
-        self.shape = check_shape(path, tuple(inputs[0].shape) if len(inputs) == 1 else ())
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        self.shape = check_shape(path, tuple(inputs[0].shape))
+        self.states = check_states(path, [(i.name,) for i in inputs], [(o.name,) for o in outputs])
         self.input = inputs[0].name
         self.dtype = np.dtype(TYPES.get(inputs[0].type, np.float32))
+        self.clean = {i.name: np.zeros(i.shape, np.float32) for i in inputs[1:]}
+        self.reset()
+
+    def reset(self) -> None:
+        self.state = self.clean
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.session.run(None, {self.input: x})[0]
+        y, *after = self.session.run(None, {self.input: x, **self.state})
+        self.state = dict(zip(self.states, after, strict=False))  # new arrays: nothing is copied
+        return y

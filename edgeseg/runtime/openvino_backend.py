@@ -6,30 +6,49 @@ from typing import Any
 import numpy as np
 
 from edgeseg.errors import EdgesegError
-from edgeseg.runtime.backends import check_shape, unloadable
+from edgeseg.runtime.backends import check_shape, check_states, unloadable
 from edgeseg.runtime.telemetry import telemetry_off
 
 
 class OpenVINOBackend:
-    """A compiled model with one request; see `backends.Backend`."""
+    """A compiled model with one request, a recurrent one with two that take turns; see `backends.Backend`."""
 
     def __init__(self, path: Path, threads: int, precision: str = "fp32") -> None:
-        self.compiled, self.shape, self.dtype = compiled(path, precision, "LATENCY", 1, threads)
-        self.request = self.compiled.create_infer_request()
-        # its own buffers, filled and read in place: handing arrays over at each call costs 0.15 ms
-        self.input, self.output = self.request.get_input_tensor(0).data, self.request.get_output_tensor(0).data
+        self.compiled, self.shape, self.dtype = compiled(path, precision, "LATENCY", 1, threads, recurrent=True)
+        inputs, outputs = self.compiled.inputs, self.compiled.outputs
+        self.states = check_states(path, [i.names for i in inputs], [o.names for o in outputs])
+        self.requests = [self.compiled.create_infer_request() for _ in range(2 if self.states else 1)]
+        self.link()
+        self.reset()
+
+    def link(self) -> None:
+        """What one request writes as its next states, the other one reads as its states: nothing is copied."""
+        for i in range(1, len(self.states) + 1):
+            for mine, other in (self.requests, self.requests[::-1]):
+                other.set_input_tensor(i, mine.get_output_tensor(i))
+        # their own buffers, filled and read in place: handing arrays over at each call costs 0.15 ms
+        self.images = [r.get_input_tensor(0).data for r in self.requests]
+        self.logits = [r.get_output_tensor(0).data for r in self.requests]
+
+    def reset(self) -> None:
+        self.turn = 0
+        for i in range(1, len(self.states) + 1):
+            self.requests[0].get_input_tensor(i).data[...] = 0
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         if x.dtype != self.dtype or x.shape != self.shape:  # NumPy would convert, and let what does not fit wrap around
             raise TypeError(f"expected {self.dtype} {list(self.shape)}, got {x.dtype} {list(x.shape)}")
-        self.input[...] = x
-        self.request.infer(share_outputs=True)
-        return self.output.copy()  # the next call overwrites it
+        turn = self.turn
+        self.turn = (turn + 1) % len(self.requests)
+        self.images[turn][...] = x
+        self.requests[turn].infer(share_outputs=True)
+        return self.logits[turn].copy()  # a later call overwrites it
 
 
 def compiled(path: Path, precision: str, hint: str, streams: int,
-             threads: int) -> tuple[Any, tuple[int, ...], np.dtype]:
-    """The compiled network of a file, with the shape and the type of its input.
+             threads: int, recurrent: bool = False) -> tuple[Any, tuple[int, ...], np.dtype]:
+    """The compiled network of a file, with the shape and the type of its image input; states besides it only if
+    `recurrent`.
 
     Raises:
         EdgesegError: a file that OpenVINO cannot load, without its weights or with a free shape; bf16 that it would not
@@ -43,7 +62,7 @@ def compiled(path: Path, precision: str, hint: str, streams: int,
     try:
         core = ov.Core()
         model = core.compile_model(core.read_model(path), "CPU", settings(precision, threads, hint, streams))
-        one = len(model.inputs) == 1
+        one = recurrent or len(model.inputs) == 1
         shape = tuple(d.get_length() if d.is_static else None for d in model.inputs[0].partial_shape) if one else ()
     except RuntimeError as error:
         raise unloadable(path, "OpenVINO", error) from None

@@ -1,7 +1,8 @@
 """Segmenter: a bundle at work, without torch. Raw pixels in, label values in the same grid out.
 
 `segment` takes the statistics of each frame by itself, all that a live stream has (what that costs in Dice is in the
-bundle's manifest, `measured.streaming`); `segment_volume` takes those of the whole volume.
+bundle's manifest, `measured.streaming`); `segment_volume` takes those of the whole volume. A recurrent network segments
+a volume as the clip that it is, and a single frame as the first of one: `stream.Stream` remembers.
 """
 
 from collections.abc import Callable
@@ -74,7 +75,8 @@ class Segmenter:
         self._graphs = FrameGraphs(self.bundle, backend, precision, self.threads)
 
     def net(self, x: np.ndarray) -> np.ndarray:
-        """Normalised float32 [n, C, gh, gw] -> logits float32 [n, K, gh, gw]."""
+        """Normalised float32 [n, C, gh, gw] -> logits float32 [n, K, gh, gw]; a recurrent network goes on with the clip
+        of the call before."""
         if len(x) == 1:
             return self._network(np.ascontiguousarray(x, np.float32))
         return np.concatenate([self._network(np.ascontiguousarray(x[i : i + 1], np.float32)) for i in range(len(x))])
@@ -96,14 +98,14 @@ class Segmenter:
 
         Never raises for what is in the pixels: `status` says what was wrong, the labels are then all background.
         """
-        whole = self._checked(np.asarray(frame)[None], spacing, self._frame_values)
+        whole = self.checked(np.asarray(frame)[None], spacing, self._frame_values)
         return Segmentation(whole.labels[0] if len(whole.labels) else np.zeros((0, 0), np.uint8), whole.status)
 
     def segment_volume(self, frames: np.ndarray, spacing: tuple[float, float]) -> Segmentation:
         """A raw volume or clip [N, H, W] or [N, C, H, W]; intensities are normalised on all of it. As `segment`."""
-        return self._checked(np.asarray(frames), spacing, lambda f, s: self.scheme.decode(self.classes(f, s)))
+        return self.checked(np.asarray(frames), spacing, lambda f, s: self.scheme.decode(self.classes(f, s)))
 
-    def _checked(self, frames: np.ndarray, spacing: tuple[float, float],
+    def checked(self, frames: np.ndarray, spacing: tuple[float, float],
                  work: Callable[[np.ndarray, tuple[float, float]], np.ndarray]) -> Segmentation:
         """`work` (frames and spacing -> label values [N, H, W]) unless there is a problem with the frames."""
         labels = np.zeros((len(frames) if frames.ndim else 0, *frames.shape[-2:]) if frames.ndim >= 3 else (0, 0, 0),
@@ -128,7 +130,8 @@ class Segmenter:
     def classes(self, frames: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
         """Class indices uint8 [N, H, W], without checks."""
         stack = frames if frames.ndim == 4 else frames[:, None]
-        return self.preprocessing.segment(np.ascontiguousarray(stack, np.float32), spacing, self.net)
+        net = self._network if self.bundle.manifest.stream else self.net  # that of a clip has to begin it
+        return self.preprocessing.segment(np.ascontiguousarray(stack, np.float32), spacing, net)
 
     def problem(self, frames: np.ndarray, spacing: tuple[float, float]) -> str:
         """Why [N, H, W] or [N, C, H, W] cannot be segmented; "" when it can."""

@@ -57,6 +57,9 @@ class Throughput(Segmenter):
         self._loading = threading.Lock()
 
     def _load(self, path: Path) -> Backend:
+        if self.bundle.manifest.stream:
+            raise EdgesegError(f"{self.bundle.path}: its network takes the frames of a clip one after the other, never "
+                               "in several streams: leave --streams out")
         self._queue = Queue(path, self.precision, self.streams, self.threads)
         return self._queue
 
@@ -184,6 +187,8 @@ def sound(frame: np.ndarray) -> bool:
 class Queue:
     """A compiled network with requests for several streams; also a `backends.Backend`."""
 
+    states: tuple[str, ...] = ()
+
     def __init__(self, path: Path, precision: str, streams: int, threads: int) -> None:
         import openvino as ov
 
@@ -203,6 +208,9 @@ class Queue:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return answer(self.start(x))
+
+    def reset(self) -> None:
+        """No network with states runs here."""
 
 
 def deliver(request: Any, found: "Future[np.ndarray]") -> None:

@@ -5,8 +5,9 @@ from torch import nn
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of trainable values."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+    """Number of trainable values; heads that no exported network has (`training_heads`) do not count."""
+    return sum(p.numel() for name, p in module.named_parameters()
+               if p.requires_grad and not name.startswith("training_heads."))
 
 
 def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:

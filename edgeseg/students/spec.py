@@ -1,14 +1,20 @@
 """What the frozen specs of all student families have in common."""
 
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 N_OUTPUTS = 4
 """Layers of the layer-wise loss. nnU-Net at 192 px has five decoder outputs and gives the lowest weight 0."""
 
 
 class Spec:
-    """A frozen dataclass with a constant `family`."""
+    """A frozen dataclass with a constant `family`.
+
+    Attributes:
+        recurrent: the network takes clips [B, T, C, H, W], a frame after the other.
+    """
+
+    recurrent: ClassVar[bool] = False
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON gives them back."""

@@ -29,7 +29,8 @@ class NnUNetTeacher:
         name: the plans' data set name.
         scheme: exclusive classes of `logits` and `predict`, with the integers that nnU-Net writes.
         channels: names of the input channels. ignore: label value that has no output (masked in losses), or None.
-        is_3d: `predict` only. deep_supervision: False for a trainer that trained the full-resolution output alone.
+        is_3d, predict_only: a 3d network; its 2D outputs are not defined.
+        deep_supervision: False for a trainer that trained the full-resolution output alone.
         provenance: folder name, data set, configuration, folds, trainer, network, parameters, SHA-256 of each file.
     """
 
@@ -45,7 +46,7 @@ class NnUNetTeacher:
         self.scheme: LabelScheme = nnunet_plans.label_scheme(dataset, self._labels, folder / "dataset.json")
         self.channels = nnunet_plans.channel_names(dataset, folder)
         self.ignore: int | None = self._labels.ignore_label
-        self.is_3d = len(self._grid.patch_size) == 3
+        self.is_3d = self.predict_only = len(self._grid.patch_size) == 3
         self.deep_supervision = "NoDeepSupervision" not in trainer
         self.provenance: dict[str, Any] = {
             "folder": folder.resolve().name,

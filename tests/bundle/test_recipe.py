@@ -63,7 +63,7 @@ def test_an_empty_file_is_the_default_recipe_under_its_name(tmp_path):
     ("fine_tune_steps = 0", "fine_tune_steps is 0"),
     ('source = "/data"', "source is '/data': write \"run\", acdc:DIR"),
     ('source = "acdc:"', "source is 'acdc:'"),
-    ('source = "phantom:echo"', "source is 'phantom:echo'"),
+    ('source = "phantom:lung"', "source is 'phantom:lung'"),
     ("source =", "not a readable calibration recipe"),
 ])
 def test_a_bad_recipe_is_one_line_that_names_the_file_and_the_key(tmp_path, text, message):

@@ -23,14 +23,17 @@ TORCH_FREE = [
     "edgeseg.manifest",
     "edgeseg.readers.acdc, edgeseg.readers.mnms, edgeseg.readers.nnunet, edgeseg.readers.nifti",
     "edgeseg.readers.dicom",
-    "edgeseg.phantoms.cine, edgeseg.phantoms.write",
+    "edgeseg.readers.echonet, edgeseg.readers.echonet_synthetic, edgeseg.readers.camus, edgeseg.readers.video",
+    "edgeseg.phantoms.cine, edgeseg.phantoms.write, edgeseg.phantoms.echo, edgeseg.phantoms.echo_write",
     "edgeseg.runtime.segmenter",
     "edgeseg.measure.evaluate, edgeseg.measure.bench, edgeseg.measure.worker, edgeseg.measure.verify",
     "edgeseg.measure.paced, edgeseg.measure.first_frame, edgeseg.measure.exam, edgeseg.measure.cross_check",
     "edgeseg.measure.perturb",
+    "edgeseg.measure.afd, edgeseg.measure.sampling_rate, edgeseg.measure.ejection, edgeseg.measure.beats",
+    "edgeseg.measure.drift, edgeseg.report.echo, edgeseg.runtime.stream",
     "edgeseg.runtime.throughput, edgeseg.distill.against, edgeseg.distill.pipeline, edgeseg.report.bench_text",
     "edgeseg.distill.recipe, edgeseg.distill.run",
-    "edgeseg.teachers",
+    "edgeseg.teachers, edgeseg.teachers.stored",
 ]
 
 

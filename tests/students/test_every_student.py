@@ -16,6 +16,7 @@ MEMBERS = [
     (DENSE | {"stem_stride": 4, "widths": [8, 8, 16, 16], "blocks": [1] * 4, "expansions": [0] * 4}, (96, 48, 24, 12)),
     (DENSE | {"head": "bilinear", "up": "transposed", "activation": "hardswish"}, (96, 48, 24, 12)),
     (DENSE | {"expansions": [0, 0, 0, 2, 4], "blocks": [1, 1, 1, 2, 2]}, (96, 48, 24, 12)),
+    ({"family": "convlstm", "blocks": 4, "filters": 4}, (96, 48, 24, 12)),
 ]
 every = pytest.mark.parametrize(("values", "sizes"), MEMBERS, ids=range(len(MEMBERS)))
 

@@ -1,0 +1,64 @@
+"""Beat by beat: the size of the left ventricle in every frame, in the form of EchoNet-Dynamic's size.csv.
+
+Where EchoNet-Dynamic's script sets the least prominence of a systole to half the spread between two order statistics of
+the n sizes, it takes those at n ** 0.05 and n ** 0.95; 0.05 n and 0.95 n are evidently meant, and taken here. For 175
+frames these are the sizes at 9 and 166 in order instead of 1 and 135, so that its threshold is mostly the lower one of
+the two and it finds shallow dips as beats that this rule does not. The columns are the same.
+"""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.signal import find_peaks
+
+from edgeseg.files import write_text
+from edgeseg.measure.phases import Phases, bridge
+
+COLUMNS = ("Filename", "Frame", "Size", "HumanLarge", "HumanSmall", "ComputerSmall")
+DISTANCE = 20
+"""Least frames between two systoles (EchoNet-Dynamic): 0.4 s at 50 fps, so up to 150 beats a minute."""
+
+
+@dataclass(frozen=True)
+class ClipSizes:
+    """`sizes`: pixels of the left ventricle in each frame [T]; `truth`: the traced frames, the larger area = ED."""
+
+    filename: str
+    sizes: np.ndarray
+    truth: Phases
+
+
+def systoles(sizes: np.ndarray) -> list[int]:
+    """Frames of the smallest ventricle, one a beat: at least DISTANCE apart and prominent by half of what lies between
+    the 5 % and the 95 % order statistic. EchoNet-Dynamic's rule without its slip; frames without a ventricle (0, NaN)
+    are bridged, where the original takes them for the deepest systoles. Nothing is smoothed."""
+    known = bridge(sizes)
+    if not known.size:
+        return []
+    ordered = np.sort(known)
+    low, high = (ordered[min(round(len(ordered) * share), len(ordered) - 1)] for share in (0.05, 0.95))
+    if high <= low:
+        return []
+    found, _ = find_peaks(-known, distance=DISTANCE, prominence=0.5 * (high - low))
+    return [int(frame) for frame in found]
+
+
+def size_rows(clip: ClipSizes) -> list[tuple[str, int, int, int, int, int]]:
+    """One row for each frame, in the order of COLUMNS; the last three are 0 or 1. A NaN size is written as 0."""
+    small = set(systoles(clip.sizes))
+    return [(clip.filename, frame, int(np.nan_to_num(size)), int(frame in clip.truth.ed), int(frame in clip.truth.es),
+             int(frame in small)) for frame, size in enumerate(clip.sizes)]
+
+
+def write_size_csv(path: Path, clips: Iterable[ClipSizes]) -> Path:
+    """The table of all clips, written beside `path` and then renamed."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for clip in clips:
+        writer.writerows(size_rows(clip))
+    return write_text(path, text.getvalue())
