@@ -16,12 +16,14 @@ from edgeseg.cli import (
     distill,
     evaluate,
     export,
+    judge,
     predict,
     search,
     targets,
     train_teacher,
     verify,
 )
+
 from edgeseg.errors import EdgesegError
 
 app = typer.Typer(
@@ -55,6 +57,7 @@ app.command()(bench.bench)
 app.command()(verify.verify)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)
+app.command()(judge.judge)
 app.add_typer(bundle.app, name="bundle")
 
 

@@ -33,7 +33,8 @@ TORCH_FREE = [
     "edgeseg.measure.drift, edgeseg.report.echo, edgeseg.runtime.stream",
     "edgeseg.runtime.throughput, edgeseg.distill.against, edgeseg.distill.pipeline, edgeseg.report.bench_text",
     "edgeseg.distill.recipe, edgeseg.distill.run",
-    "edgeseg.teachers, edgeseg.teachers.stored",
+    "edgeseg.teachers, edgeseg.teachers.stored, edgeseg.teachers.judge, edgeseg.teachers.judge_training",
+    "edgeseg.measure.judged",
 ]
 
 
