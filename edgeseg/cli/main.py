@@ -23,7 +23,6 @@ from edgeseg.cli import (
     train_teacher,
     verify,
 )
-
 from edgeseg.errors import EdgesegError
 
 app = typer.Typer(
