@@ -147,7 +147,9 @@ def test_wrong_options_are_one_line(acdc, tmp_path, monkeypatch, capfd):
     base = (*base, "--teacher", "nnunet:no such folder")
     assert "no such folder" in run(monkeypatch, capfd, *base)
     assert "0..1" in run(monkeypatch, capfd, *base, "-W", "2")
-    assert "stored" in run(monkeypatch, capfd, *base, "--targets", "some")
+    assert "takes the place of a teacher" in run(monkeypatch, capfd, *base, "--targets", "some folder")
+    assert "some folder: holds no targets" in run(monkeypatch, capfd, "distill", "--data", f"acdc:{acdc}", "--out",
+                                                  tmp_path / "run", "--targets", "some folder")
     assert "auto, cpu or gpu" in run(monkeypatch, capfd, *base, "--accelerator", "tpu")
     assert "multiple of the number" in run(monkeypatch, capfd, "distill", "--data", f"acdc:{acdc}", "--out",
                                            tmp_path / "run", "--teacher", "none", "-W", "0", "--batch-size", "3",
