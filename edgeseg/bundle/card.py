@@ -21,6 +21,7 @@ SYNTHETIC = "phantom"
 TIER = 0.999
 """MLPerf's higher accuracy tier (INT8 over FP32), reported beside the 99 % gate."""
 SPLITS = {"dev": "dev: every choice was made on it", "val": "val: only reported, nothing was chosen on it"}
+FITTED = "dev: the last training saw these patients too, so this is no estimate for new ones"
 
 
 def model_card(m: Manifest) -> str:
@@ -140,12 +141,13 @@ def interval(e: Estimate) -> str:
 def dice(m: Manifest) -> str:
     """A table for each split; before any was measured, what training reported."""
     if m.measured.scores:
-        splits = dict.fromkeys(s.split for s in m.measured.scores)
+        known = SPLITS | ({"dev": FITTED} if m.distillation.get("final") else {})
+        splits = {s.split: known.get(s.split, s.split) for s in m.measured.scores}
         kind = ", synthetic images" if m.data.name.startswith(SYNTHETIC) else ""
         return "\n\n".join([f"Cases of {m.data.name}{kind}.", *(
-            f"On {SPLITS.get(split, split)}. Mean over patients [95 % interval].\n\n"
+            f"On {splits[split]}. Mean over patients [95 % interval].\n\n"
             + dice_table([s for s in m.measured.scores if s.split == split]) for split in splits)])
-    best = m.measured.training.get("dev")
+    best = None if m.distillation.get("final") else m.measured.training.get("dev")
     value = best.get("dice") if isinstance(best, dict) else None
     return f"Dice on dev when training ended: {value:.4f}." if isinstance(value, float) else "Not measured."
 

@@ -67,7 +67,8 @@ def distill(
     run = run_distill(wanted, folder, resume is not None, machine, trust_checkpoint)
     best = run.metrics.get("dev")
     if best:
-        typer.echo(f"run      {run.folder}: dev Dice {best['dice']:.4f} at epoch {best['epoch'] + 1}")
+        seen = " (dev was trained on: no estimate)" if run.recipe.get("final") else ""
+        typer.echo(f"run      {run.folder}: dev Dice {best['dice']:.4f} at epoch {best['epoch'] + 1}{seen}")
         typer.echo(f"next     edgeseg export {run.folder} --int8")
 
 

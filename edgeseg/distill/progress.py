@@ -34,7 +34,8 @@ class EpochReport(Callback):
         module.epoch_loss, module.epoch_steps, module.started = 0.0, 0, time.monotonic()
         module.last_dice = {}
         epochs = module.recipe.epochs
-        due = (epochs - 1 - trainer.current_epoch) % module.recipe.validate_every == 0
+        every = epochs if module.recipe.final else module.recipe.validate_every
+        due = (epochs - 1 - trainer.current_epoch) % every == 0
         trainer.check_val_every_n_epoch = 1 if due else epochs + 1  # counted back from the last epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:

@@ -40,6 +40,8 @@ class Recipe:
         epochs, batch_size, learning_rate, weight_decay: schedule; one epoch shows every training slice once.
         ema: decay a step of the moving average of the weights that is validated and kept, in 0..1; 0: no average.
         validate_every: epochs between validations on dev (the last epoch is always validated).
+        final: train on dev as well, once every choice is made: the last epoch is kept, and a score on dev estimates
+            nothing any more. Dev patients still calibrate nothing.
         precision: Lightning's precision, or `auto`: bf16 where the device has it natively, else 32-bit.
     """
 
@@ -71,6 +73,7 @@ class Recipe:
     weight_decay: float = 1e-4
     ema: float = 0.0
     validate_every: int = 4
+    final: bool = False
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     seed: int = 0
 

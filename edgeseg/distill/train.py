@@ -212,10 +212,12 @@ def train_network(
     dev = dataset.select("dev")
     if not dev.refs:
         raise EdgesegError(f"{dataset.spec}: no dev patients to choose the best epoch on: give a --split-file")
+    fitted = replace(dataset, refs=tuple(r for r in dataset.refs if r.split == "train" or (
+        recipe.final and r.split == "dev")))
     truth = partial(dev_truth, scheme=scheme, preprocessing=preprocessing, ignore=dataset.ignore, teacher=soft)
     for case in dev:  # better now than at the first validation
         truth(case)
-    train = Preparation(dataset.select("train"), scheme, preprocessing, recipe.kd_weight < 1, soft)
+    train = Preparation(fitted, scheme, preprocessing, recipe.kd_weight < 1, soft)
     cache = train.run(cache_folder or out / "cache", say)
     preprocessing = replace(preprocessing, window="centre" if cache.outside <= CENTRED else "tiles")
     say(f"grid     {cache.outside:.3%} of the labelled foreground lies outside the centred {preprocessing.size[0]}x"
@@ -230,7 +232,7 @@ def train_network(
         samples = SliceDataset(cache, preprocessing.size, recipe.seed, mirror_axes, recipe.noise,
                                recipe.augment == "nnunet", labelled_only=not distils)
     module = Distiller(network, recipe, samples, dev, scheme, preprocessing, out / "student.safetensors", logits, begun,
-                       truth, sample_weights(dataset.select("train").refs, samples.cases))
+                       truth, sample_weights(fitted.refs, samples.cases))
     trainer = make_trainer(recipe, out, machine, say)
     last = out / "last.ckpt"
     if last.exists():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from disks import dataset
 
+from edgeseg.bundle.leak import check_own
 from edgeseg.cli.main import main
 from edgeseg.distill.module import at_student_spacing
 from edgeseg.distill.progress import EpochReport
@@ -184,6 +185,18 @@ def test_a_run_folder_is_never_overwritten(hearts, tmp_path):
     with pytest.raises(EdgesegError, match="already there"):
         distill(small(hearts), tmp_path / "run", say=str)
     assert (tmp_path / "run" / "mine.txt").read_text() == "keep"
+
+
+def test_a_final_fit_trains_on_dev_too_keeps_its_last_epoch_and_still_holds_dev_back_from_calibration(hearts, tmp_path):
+    said: list[str] = []
+    run = distill(small(hearts, epochs=3, final=True), tmp_path / "run", say=said.append)
+    data = run.dataset()
+    fitted = len(data.select("train").refs) + len(data.select("dev").refs)
+    assert f"({fitted} training cases)" in "".join(said)
+    assert run.metrics["dev"]["epoch"] == 2
+    assert [k for row in run.metrics["history"] for k in row if k == "dev_dice_mean"] == ["dev_dice_mean"]
+    with pytest.raises(EdgesegError, match="was in dev when"):
+        check_own(run, data.select("dev"))
 
 
 def test_data_without_dev_patients_is_refused(hearts, tmp_path):
