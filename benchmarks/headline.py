@@ -38,6 +38,8 @@ from edgeseg.readers import open_data
 
 FULL_WIDTH = (32, 64, 128, 256, 512, 512)
 """nnU-Net's default features of a 2D network of six stages: 20.6 M parameters."""
+VOLUMES = "phantom:cine?n=4&seed=3"
+"""Whole volumes for files to masks, 9 to 12 slices each; what is in the pixels costs nothing."""
 STUDENT, MIRRORED = "student INT8", "teacher mirror"
 EF, RV_EF, MEGABYTE = "LV EF %", "RV EF %", 1e6
 
@@ -106,11 +108,12 @@ def full_width_pipeline(given: argparse.Namespace, bundle: Bundle) -> Pipeline:
     """nnU-Net's own predictor with a full-width 2d plan (random weights: timing does not look at them), one fold,
     beside `edgeseg predict`, files to masks, in turns."""
     say("pipeline full-width nnU-Net against the bundle, files to masks")
+    cases = [ref.load() for ref in open_data(VOLUMES).refs if ref.phase == "ED"][: given.volumes]
     with tempfile.TemporaryDirectory(prefix="edgeseg-headline-") as scratch:
         folder = Path(scratch) / "full_width"
         run_step("random-folder", folder, "--features", ",".join(map(str, given.features)), "--size", str(given.size))
         return measure_pipeline(folder, bundle, allowed_threads(given.threads), given.repeats, given.starts,
-                                lambda what, _: say(f"  {what}"))
+                                lambda what, _: say(f"  {what}"), cases)
 
 
 def targets(given: argparse.Namespace, found: dict[str, Evaluation], paired: dict[str, Difference],
@@ -184,10 +187,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dice", type=float, default=0.90, help="mean Dice to reach: 0.90, with a full teacher 0.91")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(arguments)
-    given.features, given.size, given.repeats, given.starts, given.tta = FULL_WIDTH, 192, 3, 1, ("mirror", "none")
+    given.features, given.size, given.repeats, given.starts, given.tta = FULL_WIDTH, 192, 5, 1, ("mirror", "none")
+    given.volumes = 2
     if given.quick:
         given.features, given.size, given.repeats, given.starts = (4, 8, 8, 8), 64, 1, 0
-        given.seeds, given.threads, given.tta = 1, 1, ("mirror",)
+        given.seeds, given.threads, given.tta, given.volumes = 1, 1, ("mirror",), 1
     given.baseline = given.baseline or given.recipe
     return given
 
