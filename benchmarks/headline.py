@@ -164,7 +164,8 @@ def page(document: dict[str, Any], found: dict[str, Evaluation], rows: list[Targ
         "# Headline", "",
         *(["**A quick run with tiny settings: these numbers mean nothing.**", ""] if document["quick"] else []),
         f"`{document['command']}`, commit {document['commit']}"
-        f"{' with changes' if document['changed_files'] else ''}; bundle `{document['bundle']}`.", "",
+        f"{' with changes' if document['changed_files'] else ''}; bundle `{document['bundle']}`"
+        f"{', fitted on train and dev' if document['final'] else ''}.", "",
         markdown_table(["number to reach", "measured", "95 %", "limit", ""], [t.line() for t in rows]),
         f"## On {document['data']}, split {document['split']}", "",
         "Means over patients with 95 % bootstrap intervals; EF errors in points.", "", dice_table(found),
@@ -210,6 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = targets(given, found, paired, pipeline, bundle)
     document = {
         "schema": "edgeseg.headline/1", "quick": given.quick, **provenance(), "bundle": bundle.path.name,
+        "final": bool(bundle.manifest.distillation.get("final")),
         "data": open_data(given.data, given.split_file).name, "split": given.split, "machine": describe(),
         "targets": [t.document() for t in rows], "against_teacher": paired, "twins": pair, "pipeline": pipeline,
         "evaluations": {role: e.summary() for role, e in found.items()},
