@@ -19,6 +19,7 @@ from edgeseg.cli import (
     judge,
     predict,
     search,
+    serve,
     targets,
     train_teacher,
     verify,
@@ -57,6 +58,7 @@ app.command()(verify.verify)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)
 app.command()(judge.judge)
+app.add_typer(serve.app, name="serve")
 app.add_typer(bundle.app, name="bundle")
 
 
