@@ -39,9 +39,11 @@ from edgeseg.readers import open_data
 from edgeseg.report.figures import save
 from edgeseg.runtime.backends import model_file
 
-SIZES = ("11", "12", "21", "22", "31", "32", "41", "42", "s41")
+SIZES = ("31", "s41", "11", "41", "21", "12", "s31", "s21")
 """Blocks and layers of the published family; `s`: a strided stem, skips and 16 filters, made for a CPU."""
 OURS = {"stem_stride": 2, "skips": True, "filters": 16}
+JUDGE_CLIPS = ("phantom:echo?n=150&seed=9", "phantom:echo?n=150&seed=9&domain=other")
+"""Other hearts than those of the teacher, the students and the test."""
 REAL = "other-"
 """Before the name of a student of the "real data" arm."""
 FRAMES = 32
@@ -77,6 +79,14 @@ def export(given: argparse.Namespace, name: str) -> Step | None:
         return None
     small = ("--calibration-frames", "8", "--seconds", "0.05") if given.quick else ("--seconds", "0.5")
     return Step(f"export-{name}", ("export", given.work / name, "--out", out, "--force", *small))
+
+
+def train_judge(given: argparse.Namespace, crew: Crew) -> None:
+    """`given.judge` names one afterwards."""
+    if given.judge is None:
+        given.judge = given.work / "judge"
+        if not given.judge.exists():
+            crew.run([Step("train-judge", ("train-judge", given.judge, *given.judge_clips))])
 
 
 def latencies(given: argparse.Namespace, names: list[str]) -> Bench:
@@ -166,13 +176,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = echo.parser_of(__doc__)
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="default: %(default)s")
     parser.add_argument("--real", nargs="*", default=("31",), help="sizes of the 'real data' arm")
-    parser.add_argument("--judge", help="open_clip model that scores masks without labels: a folder, or hf-hub:NAME")
+    parser.add_argument("--judge", help="open_clip model that scores masks without labels: a folder, hf-hub:NAME, or "
+                                        "none (default: a small one, trained on --judge-clips)")
+    parser.add_argument("--judge-clips", nargs="+", default=JUDGE_CLIPS, help="default: %(default)s")
     parser.add_argument("--no-latency", action="store_true", help="leave export and timing out")
     parser.add_argument("--threads", type=int, help="of the timed step")
     parser.add_argument("--seconds", type=float, default=10.0, help="counted time of each timed step")
     given = parser.parse_args(arguments)
     if given.quick:
-        given.seconds, given.threads = 0.2, 1
+        given.seconds, given.threads, given.judge = 0.2, 1, given.judge or "none"
     allowed_threads(given.threads)
     return given
 
@@ -188,8 +200,9 @@ def main(arguments: list[str] | None = None) -> None:
             crew.run(export(given, name) for name in names)
         networks = {TEACHER: given.teacher} | {name: given.work / name for name in names}
         crew.run(prediction(given, n, network, given.other, "val") for n, network in networks.items())
-        judged = given.work / "judge.json"
-        if given.judge:
+        judged, judging = given.work / "judge.json", given.judge != "none"
+        if judging:
+            train_judge(given, crew)
             crew.run([Step("judge", ("judge", given.judge, given.other, "val", judged,
                                      *(given.work / "predictions" / n for n in networks)))])
     runs = {name: Run.open(given.work / name) for name in names}
@@ -199,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     gaps = {n: paired_difference(scores[n]["Dice"], scores[TEACHER]["Dice"]) for n in names}
     published = [s for s in given.sizes if not s.startswith("s")]
     over = {s: over_the_line(scores, costs, s, published) for s in given.sizes if s.startswith("s")}
-    judge = json.loads(judged.read_text()) if given.judge else None
+    judge = json.loads(judged.read_text()) if judging else None
     members = [n for n in names if len(names) > 2]
     agreement = rank_agreement(*(np.array([values[n] for n in members]) for values in (
         judge["scores"], {n: scores[n]["Dice"] for n in names}))) if judge and members else None

@@ -27,6 +27,7 @@ from edgeseg.readers import Dataset, open_data
 
 FEATURES = (16, 32, 64, 128, 128)
 """Of the narrow nnU-Net: 7 x 7 pixels are left of 112."""
+JUDGE_EPOCHS = 30
 JUDGED = 8
 """A judge looks at every so many frames: neighbours look alike."""
 
@@ -151,6 +152,18 @@ def judge(name: str, data: str, split: str, out: str, *folders: str) -> None:
     write_json(Path(out), {"judge": judges.provenance, "scores": found})
 
 
+def train_judge(out: str, *data: str) -> None:
+    """A small image-text judge, trained on labelled clips; of no network's masks."""
+    import shutil
+
+    from edgeseg.teachers.judge_training import train_judge as run
+
+    part = Path(f"{out}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    run((case for spec in data for case in open_data(spec).select("train")), part, JUDGE_EPOCHS)
+    part.rename(out)
+
+
 def sampling(network: str, data: str, split: str, out: str) -> None:
     """aFD over the sampling rate: `measure.sampling_rate` with the network run on the kept frames alone."""
     from edgeseg.measure.phases import PUBLISHED_AREA_THRESHOLD, area_curve
@@ -163,7 +176,7 @@ def sampling(network: str, data: str, split: str, out: str) -> None:
 
 
 COMMANDS = {"predict": predict, "train-nnunet": train_nnunet, "teacher-onnx": teacher_onnx, "judge": judge,
-            "sampling": sampling}
+            "train-judge": train_judge,            "sampling": sampling}
 
 
 def do(command: list[str]) -> None:

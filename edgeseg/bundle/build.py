@@ -89,7 +89,7 @@ def build(scratch: Path, folder: Path, say: Say) -> Measured:
         say(f"frame graph {protocol.name}")
         write_frame_graphs(folder, site.run.preprocessing, site.run.scheme.values, protocol, job.frame_precisions)
     frame_checks = site.check_frames(job.protocols)
-    write_golden(folder, site.run.preprocessing, job.golden)
+    write_golden(folder, site.run.preprocessing, job.golden, site.recurrent)
     gates = site.gates()
     say("timing")
     speeds = site.speeds(inputs, job.seconds)

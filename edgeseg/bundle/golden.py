@@ -1,4 +1,7 @@
-"""Golden frames: phantom frames in their native grid with the labels that each model file gives for them."""
+"""Golden frames: phantom frames in their native grid with the labels that each model file gives for them.
+
+Of a recurrent network they are consecutive frames of one clip, and the labels those of the whole clip.
+"""
 
 from pathlib import Path
 
@@ -7,10 +10,12 @@ import numpy as np
 from edgeseg.errors import EdgesegError
 from edgeseg.preprocess import Preprocessing
 from edgeseg.runtime.backends import BACKENDS, PRECISIONS, load_backend, model_file
-from edgeseg.runtime.golden import Golden, save_golden
+from edgeseg.runtime.golden import Golden, replayed, save_golden
 
 COUNT = 8
 PER_PATIENT = 2
+CLIP = 16
+"""Consecutive frames of a recurrent network: an error in the state that is carried on shows after a few."""
 SEED = 2094  # no phantom that anybody trains on by default
 
 
@@ -33,6 +38,21 @@ def phantom_frames(channels: int, count: int = COUNT) -> list[tuple[np.ndarray, 
     return found
 
 
+def phantom_clip(channels: int) -> list[tuple[np.ndarray, tuple[float, float]]]:
+    """CLIP consecutive frames [C, H, W] of an echo phantom, with spacings."""
+    return consecutive(f"phantom:echo?n=1&seed={SEED}", channels)
+
+
+def consecutive(spec: str, channels: int) -> list[tuple[np.ndarray, tuple[float, float]]]:
+    """The first CLIP frames of the first case of a data set."""
+    from edgeseg.readers import open_data
+
+    case = open_data(spec).refs[0].load()
+    if case.frames.shape[1] not in (1, channels):
+        raise EdgesegError(f"{case.source or case.id}: {case.frames.shape[1]} channels, the task has {channels}")
+    return [(np.broadcast_to(f, (channels, *f.shape[1:])), case.spacing) for f in case.frames[:CLIP]]
+
+
 def frames_of(spec: str, channels: int, count: int = COUNT) -> list[tuple[np.ndarray, tuple[float, float]]]:
     """The middle frames [C, H, W] of `count` cases of a data set, with spacings: for a maker who may share them.
 
@@ -50,21 +70,24 @@ def frames_of(spec: str, channels: int, count: int = COUNT) -> list[tuple[np.nda
     return found
 
 
-def write_golden(folder: Path, preprocessing: Preprocessing, spec: str = "") -> None:
+def write_golden(folder: Path, preprocessing: Preprocessing, spec: str = "", recurrent: bool = False) -> None:
     """Segment the frames with every model file in `folder` and write golden.npz there.
 
     Args:
-        spec: data set whose frames are taken; "": phantom frames, no patient's image.
+        spec: data set whose frames are taken; "": phantom frames, no patient's image. recurrent: the network's frames
+            are those of a clip.
     """
     channels = len(preprocessing.channels)
-    frames = frames_of(spec, channels) if spec else phantom_frames(channels)
+    if recurrent:
+        frames = consecutive(spec, channels) if spec else phantom_clip(channels)
+    else:
+        frames = frames_of(spec, channels) if spec else phantom_frames(channels)
     labels: list[dict[str, np.ndarray]] = [{} for _ in frames]
     for backend in BACKENDS:
         for precision in PRECISIONS:
             if not (path := folder / model_file(backend, precision)).is_file():
                 continue
             network = load_backend(backend, path)
-            for (frame, spacing), found in zip(frames, labels, strict=True):
-                volume = frame[None].astype(np.float32)
-                found[f"{backend} {precision}"] = preprocessing.segment(volume, spacing, network)[0]
+            for found, classes in zip(labels, replayed(frames, preprocessing, network, recurrent), strict=True):
+                found[f"{backend} {precision}"] = classes
     save_golden(folder / "golden.npz", [Golden(f, s, found) for (f, s), found in zip(frames, labels, strict=True)])

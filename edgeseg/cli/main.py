@@ -13,6 +13,7 @@ from edgeseg.cli import (
     bench,
     bundle,
     calibrate,
+    clips,
     distill,
     evaluate,
     export,
@@ -56,6 +57,7 @@ app.command()(admit.admit)
 app.command()(bench.bench)
 app.command()(verify.verify)
 app.command()(predict.predict)
+app.command()(clips.clips)
 app.command()(evaluate.evaluate)
 app.command()(judge.judge)
 app.add_typer(serve.app, name="serve")

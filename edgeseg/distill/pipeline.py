@@ -1,7 +1,8 @@
 """From NIfTI files to masks: nnU-Net's full pipeline, with and without mirroring, against the student's `predict`.
 
-All of it on the same files (the bundle's own frames), with the same number of threads, and in one run: first as loaded
-processes that take turns (measure/turns.py), then as whole commands that take turns. Nothing here imports torch.
+All of it on the same files (the bundle's own frames or given volumes), with the same number of threads, and in one
+run: first as loaded processes that take turns (measure/turns.py), then as whole commands that take turns. Nothing here
+imports torch.
 """
 
 import os
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from edgeseg import child
+from edgeseg.case import Case
 from edgeseg.container import Bundle
 from edgeseg.distill.against import need_installed
 from edgeseg.distill.pipeline_worker import IMAGES, MIRRORED, MODEL, PLAIN, STUDENT
@@ -111,7 +113,7 @@ class Pipeline:
 
 
 def measure_pipeline(model: Path, bundle: Bundle, threads: int, repeats: int = 5, starts: int = 3,
-                     on_step: Callable[[str, int], None] | None = None) -> Pipeline:
+                     on_step: Callable[[str, int], None] | None = None, cases: Sequence[Case] = ()) -> Pipeline:
     """Time an nnU-Net model folder's full pipeline and the bundle's `predict`, without start-up and with it.
 
     The folder's checkpoints are read without running what they hold; nnU-Net gets a copy of their weights
@@ -121,6 +123,7 @@ def measure_pipeline(model: Path, bundle: Bundle, threads: int, repeats: int = 5
         repeats: rounds of turns of the loaded processes. starts: rounds of whole commands; one of nnU-Net's that takes
             more than LONG_SECONDS is run in the first round only.
         on_step: called after each measurement with what it was and how many there are at most.
+        cases: volumes, no two of one geometry; default: the bundle's own frames, a few slices a file.
 
     Raises:
         EdgesegError: torch or nnunetv2 is missing, a folder that cannot be read, other channels or files than the
@@ -136,7 +139,8 @@ def measure_pipeline(model: Path, bundle: Bundle, threads: int, repeats: int = 5
 
     with tempfile.TemporaryDirectory(prefix="edgeseg-nnunet-") as folder:
         scratch = Path(folder)
-        frames, spacings = golden_frames(bundle.file("golden.npz"))
+        frames, spacings = (golden_frames(bundle.file("golden.npz")) if not cases else
+                            ([f for c in cases for f in c.frames], [c.spacing for c in cases for _ in c.frames]))
         turns.write_frames(scratch / "frames.npz", frames, spacings, frames)  # nnU-Net normalises by itself
         try:
             ready, taken = loaded_processes(model, path, threads, scratch, repeats, step)

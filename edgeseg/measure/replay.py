@@ -12,7 +12,7 @@ from edgeseg.manifest import FrameProtocol
 from edgeseg.runtime.backends import BACKENDS, CANDIDATES, Backend, load_backend, model_file
 from edgeseg.runtime.cpu import native_bf16
 from edgeseg.runtime.frame_graph import FrameGraphs, bring, graph_file
-from edgeseg.runtime.golden import Golden, label_agreement
+from edgeseg.runtime.golden import Golden, label_agreement, replayed
 
 FRAME_GRAPH = 0.995
 """Least label agreement of an FP32 frame graph with the NumPy pipeline on this box: the same arithmetic up to
@@ -90,7 +90,8 @@ def replay_core(bundle: Bundle, golden: Sequence[Golden], backend: str, precisio
                       f"{missing} of {len(golden)} golden frames: export it again")
     try:
         network = load()
-        mine = [bundle.preprocessing.segment(item.frame[None], item.spacing, network)[0] for item in golden]
+        mine = replayed([(item.frame, item.spacing) for item in golden], bundle.preprocessing, network,
+                        bundle.manifest.stream is not None)
     except Exception as error:  # whatever a runtime does on a machine that it does not suit is the answer looked for
         return Replay(CORE, backend, precision, len(golden), least, failed=reason(error, bundle), note=note)
     return compare(CORE, backend, precision, mine, [item.labels[key] for item in golden], least, note)

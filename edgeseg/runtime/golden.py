@@ -6,12 +6,14 @@ another CPU, so the comparison has a tolerance, stored beside the maps.
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from edgeseg.errors import EdgesegError
+from edgeseg.preprocess import Net, Preprocessing
 
 LEAST_AGREEMENT = {"fp32": 0.999, "bf16": 0.97, "int8": 0.97}
 """Share of equal labels where either map has foreground. FP32: other kernels round differently, which flips ties only.
@@ -30,6 +32,15 @@ class Golden:
     spacing: tuple[float, float]
     labels: dict[str, np.ndarray]
     least_agreement: dict[str, float] = field(default_factory=LEAST_AGREEMENT.copy)
+
+
+def replayed(frames: Sequence[tuple[np.ndarray, tuple[float, float]]], preprocessing: Preprocessing, network: Net,
+             recurrent: bool) -> list[np.ndarray]:
+    """Class indices uint8 [H, W] of each frame ([C, H, W] with its spacing): by itself, or `recurrent` as the clip that
+    the frames are."""
+    if recurrent:
+        return list(preprocessing.segment(np.stack([f for f, _ in frames]).astype(np.float32), frames[0][1], network))
+    return [preprocessing.segment(f[None].astype(np.float32), spacing, network)[0] for f, spacing in frames]
 
 
 def save_golden(path: Path, golden: list[Golden]) -> None:

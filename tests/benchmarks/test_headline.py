@@ -15,6 +15,7 @@ from edgeseg.measure.evaluate import Evaluation, Row
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(SCRIPTS))
 import headline  # noqa: E402
+import headline_limits  # noqa: E402
 
 SCHEME = LabelScheme(("background", "LV"))
 
@@ -41,6 +42,15 @@ def test_a_patient_without_a_distance_in_one_of_them_is_in_neither():
     assert headline.against_teacher({headline.STUDENT: student, headline.MIRRORED: teacher})["HD95 mm"].n == 1
 
 
+def test_the_loss_to_the_teacher_is_shared_out_over_the_places_of_the_slices():
+    rows = [{"structure": "LV", "place": p, "student": s, "teacher": t} for p, s, t in
+            ((0.0, 0.9, 0.9), (0.5, 0.8, 0.9), (1.0, 0.5, 0.8), (1.2, 0.0, 0.0))]
+    found = {(r[0], r[1]): r[2:] for r in headline_limits.by_place(rows)}
+    assert found["LV", "apex"] == ["1", "0.500", "0.800", "+75%"]
+    assert found["LV", "middle"][-1] == "+25%"
+    assert found["LV", "outside"] == ["1", "0.000", "0.000", "+0%"]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("a headline")
@@ -62,3 +72,15 @@ def test_the_quick_form_trains_both_arms_and_writes_every_part(place):
     text = (place / "out" / "headline.md").read_text()
     assert str(place) not in text + json.dumps(document)
     assert "these numbers mean nothing" in text
+
+
+@pytest.mark.soak
+def test_the_limits_are_found_in_what_the_headline_left(place):
+    data = f"nnunet:{place / 'Dataset001'}"
+    headline_limits.main(["--bundle", str(place / "work" / "distilled-0.edgeseg"), "--teacher",
+                          f"nnunet:{place / 'model'}", "--data", data, "--work", str(place / "work"), "--run",
+                          str(place / "work" / "distilled-0"), "--out", str(place / "out")])
+    found = json.loads((place / "out" / "headline_limits.json").read_text())
+    assert found["curves"]["distilled-0"]
+    assert 0 < len(found["worst"]) <= 10
+    assert (place / "out" / "headline_limits.png").stat().st_size > 5000

@@ -19,7 +19,9 @@ from edgeseg.labels import IGNORE
 from edgeseg.measure.drift import LIMIT
 from edgeseg.onnx_file import OPSET
 from edgeseg.preprocess import Normalisation
-from edgeseg.runtime.backends import BACKENDS, model_file
+from edgeseg.runtime.backends import BACKENDS, load_backend, model_file
+from edgeseg.runtime.golden import label_agreement, load_golden
+from edgeseg.runtime.stream import Stream
 
 STATES = {"h0": (1, 6, 32, 40), "c0": (1, 6, 32, 40), "h1": (1, 12, 16, 20), "c1": (1, 12, 16, 20)}
 NEXT = [f"{name}_next" for name in STATES]
@@ -149,3 +151,19 @@ def test_a_normalisation_by_the_clip_and_frame_graphs_are_refused_before_anythin
 def test_the_card_and_the_metadata_speak_of_a_stream(stream_bundle):
     assert "Recurrent" in stream_bundle.file("MODEL_CARD.md").read_text()
     assert '"name": "x"' in stream_bundle.file("metadata.json").read_text()
+
+
+def test_its_golden_frames_are_a_clip_and_their_labels_those_of_the_stream(stream_bundle):
+    golden = load_golden(stream_bundle.file("golden.npz"))
+    assert len({g.frame.tobytes() for g in golden}) == len(golden) == 16
+    stream = Stream(stream_bundle, precision="fp32", spacing=golden[0].spacing)
+    for item in golden:
+        assert np.array_equal(stream.push(item.frame).labels, stream_bundle.scheme.decode(item.labels["openvino fp32"]))
+
+
+def test_verify_finds_a_state_that_is_not_carried_on(stream_bundle):
+    """A runtime that began each frame anew would give these labels."""
+    golden = load_golden(stream_bundle.file("golden.npz"))
+    network = load_backend("openvino", stream_bundle.file("model.fp32.xml"))
+    alone = [stream_bundle.preprocessing.segment(g.frame[None], g.spacing, network)[0] for g in golden]
+    assert label_agreement(np.stack(alone), np.stack([g.labels["openvino fp32"] for g in golden])) < 0.999

@@ -1,0 +1,122 @@
+"""From ultrasound clips to what an echo lab reads: masks, areas, ED and ES, EF, as files and pictures."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from edgeseg.case import Case
+from edgeseg.errors import EdgesegError
+from edgeseg.files import write_text
+from edgeseg.measure.beats import ClipSizes, write_size_csv
+from edgeseg.measure.ejection import clip_ef, volume_curve
+from edgeseg.measure.phases import Phases, area_curve, find_phases
+from edgeseg.preprocess import Preprocessing
+from edgeseg.readers.nifti_write import write_volume
+from edgeseg.report.echo import Curve, area_curves, write_overlay_video
+from edgeseg.runtime.stream import Stream
+
+LV = "LV"
+COLUMNS = ("clip", "frames", "fps", "ed_frames", "es_frames", "ef_percent", "beats", "flagged_frames")
+
+
+@dataclass(frozen=True)
+class ClipReading:
+    """What a bundle says of one clip.
+
+    Attributes:
+        labels: label values uint8 [T, H, W]. areas: of the left ventricle, pixels [T]. phases: detected ED and ES.
+        ef: percent, area-length, mean over beats; NaN without a beat. flagged: frame -> why the stream flagged it.
+        error: why there is nothing of it.
+    """
+
+    name: str
+    fps: float = float("nan")
+    labels: np.ndarray | None = None
+    areas: np.ndarray | None = None
+    phases: Phases = field(default_factory=Phases)
+    ef: float = float("nan")
+    flagged: tuple[tuple[int, str], ...] = ()
+    error: str = ""
+
+    def row(self) -> tuple[str, ...]:
+        frames = 0 if self.labels is None else len(self.labels)
+        ed, es = (" ".join(map(str, events)) for events in (self.phases.ed, self.phases.es))
+        return (self.name, str(frames), f"{self.fps:.4g}", ed, es, f"{self.ef:.1f}",
+                str(min(len(self.phases.ed), len(self.phases.es))), str(len(self.flagged)))
+
+
+def spacing_of(case: Case, grid: Preprocessing) -> tuple[float, float]:
+    """(row, column) mm of a clip. Where the file does not say, the frame fills the network's grid, as EchoNet-Dynamic's
+    112 x 112 pixels do, whatever its size."""
+    if case.provenance.get("spacing") != "unknown":
+        return case.spacing
+    height, width = case.frames.shape[-2:]
+    return grid.spacing[0] * grid.size[0] / height, grid.spacing[1] * grid.size[1] / width
+
+
+def read_clip(stream: Stream, case: Case) -> ClipReading:
+    """A whole clip through `stream`, frame by frame, from a clean state.
+
+    Raises:
+        EdgesegError: the bundle does not segment a left ventricle.
+    """
+    scheme = stream.bundle.scheme
+    if LV not in scheme.names:
+        raise EdgesegError(f"{stream.bundle.path}: segments {', '.join(scheme.foreground)}, no {LV}: take another "
+                           "bundle")
+    assert case.frame_time is not None
+    stream.reset()
+    stream.spacing, stream.frame_time = spacing_of(case, stream.preprocessing), case.frame_time
+    results = [stream.push(frame, number * case.frame_time) for number, frame in enumerate(case.frames)]
+    labels = np.stack([r.labels for r in results])
+    masks = labels == scheme.values[scheme.names.index(LV)]
+    areas = area_curve(masks)
+    phases = find_phases(areas, case.frame_time)
+    flagged = tuple((n, r.status) for n, r in enumerate(results) if not r.ok)
+    return ClipReading(case.id, 1 / case.frame_time, labels, areas, phases,
+                       clip_ef(volume_curve(masks, stream.spacing), phases), flagged)
+
+
+def read_clips(stream: Stream, refs: Iterable[tuple[str, Callable[[], Case]]], out: Path, pictures: bool = True,
+               say: Callable[[ClipReading], None] = lambda reading: None) -> list[ClipReading]:
+    """Read clips (name and loader each) and write into `out`.
+
+    As each is done NAME.nii.gz (label values, [x, y, frame]), NAME.mp4 (contours) and NAME.png (areas with ED and ES);
+    at the end clips.csv, a line a clip, and size.csv, a line a frame, in EchoNet-Dynamic's form. A clip that
+    cannot be read is reported in its result, and the others go on.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    found: list[ClipReading] = []
+    for name, load in refs:
+        try:
+            case = load()
+            reading = read_clip(stream, case)
+            assert reading.labels is not None
+            write_volume(out / f"{name}.nii.gz", reading.labels, stream.spacing, 1.0)
+            if pictures:
+                draw(out, case, reading, stream)
+        except EdgesegError as error:
+            reading = ClipReading(name, error=str(error))
+        found.append(reading)
+        say(reading)
+    done = [r for r in found if r.areas is not None]
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([COLUMNS, *(r.row() for r in done)])
+    write_text(out / "clips.csv", table.getvalue())
+    write_size_csv(out / "size.csv", [ClipSizes(r.name, r.areas, Phases()) for r in done if r.areas is not None])
+    return found
+
+
+def draw(out: Path, case: Case, reading: ClipReading, stream: Stream) -> None:
+    assert reading.labels is not None
+    assert reading.areas is not None
+    assert case.frame_time is not None
+    scheme = stream.bundle.scheme
+    masks = reading.labels == scheme.values[scheme.names.index(LV)]
+    write_overlay_video(out / f"{reading.name}.mp4", case.frames[:, 0], masks, None, case.frame_time)
+    area_curves(out / f"{reading.name}.png", [Curve(LV, reading.areas, reading.phases)], case.frame_time,
+                title=f"EF {reading.ef:.0f} %" if np.isfinite(reading.ef) else "no beat found")

@@ -1,0 +1,77 @@
+"""`edgeseg clips`: real AVI files in; masks, curves, videos and tables out."""
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from edgeseg.case import Case
+from edgeseg.cli.main import app
+from edgeseg.errors import EdgesegError
+from edgeseg.phantoms.echo_write import write_avi
+from edgeseg.readers import open_data
+from edgeseg.readers.clip import decode
+from edgeseg.report.clips import COLUMNS, spacing_of
+from edgeseg.runtime.stream import Stream
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two clips and one that is none."""
+    place = tmp_path / "two clips"
+    place.mkdir()
+    for number, ref in enumerate(open_data("phantom:echo?n=2&seed=4").refs):
+        write_avi(place / f"clip {number}.avi", ref.load().frames[:24, 0], 50.0)
+    (place / "broken.avi").write_bytes(b"RIFF no video")
+    return place
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["clips", *map(str, arguments)])
+
+
+def test_each_clip_gets_its_stream_s_masks_a_video_a_curve_and_its_rows(stream_bundle, folder, tmp_path):
+    done = run(stream_bundle.path, "-i", folder / "clip 0.avi", "-i", folder / "clip 1.avi", "-o", tmp_path / "out",
+               "--precision", "fp32", "--json")
+    assert done.exit_code == 0, done.output
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} == {"clips.csv", "size.csv", *(
+        f"clip {n}.{ending}" for n in (0, 1) for ending in ("nii.gz", "mp4", "png"))}
+    case = open_data(f"video:{folder / 'clip 1.avi'}").refs[0].load()
+    stream = Stream(stream_bundle, precision="fp32", spacing=spacing_of(case, stream_bundle.preprocessing))
+    expected = np.stack([stream.push(frame).labels for frame in case.frames])
+    image = nib.load(out / "clip 1.nii.gz")
+    assert np.array_equal(np.asarray(image.dataobj).T, expected)
+    assert len(decode(out / "clip 0.mp4").frames) == 24
+    rows = list(csv.DictReader((out / "clips.csv").open()))
+    assert tuple(rows[0]) == COLUMNS
+    assert [(r["clip"], r["frames"], r["fps"]) for r in rows] == [("clip 0", "24", "50"), ("clip 1", "24", "50")]
+    sizes = [int(r["Size"]) for r in csv.DictReader((out / "size.csv").open()) if r["Filename"] == "clip 1"]
+    assert sizes == (expected > 0).sum((1, 2)).tolist()
+    assert [r["clip"] for r in json.loads(done.stdout.splitlines()[-1])] == ["clip 0", "clip 1"]
+
+
+def test_a_broken_clip_is_named_and_the_others_are_written(stream_bundle, folder, tmp_path):
+    done = run(stream_bundle.path, "-i", folder, "-o", tmp_path / "out", "--no-pictures")
+    assert isinstance(done.exception, EdgesegError)
+    assert "1 of 3 clips failed" in str(done.exception)
+    assert "broken.avi" in done.output
+    assert len(list(csv.DictReader((tmp_path / "out" / "clips.csv").open()))) == 2
+    assert not list((tmp_path / "out").glob("*.mp4"))
+
+
+def test_a_bundle_without_a_ventricle_and_a_file_in_the_way_are_refused(folder, tmp_path, stream_bundle):
+    (tmp_path / "file").touch()
+    assert "is a file" in str(run(stream_bundle.path, "-i", folder, "-o", tmp_path / "file").exception)
+
+
+def test_a_frame_of_unknown_spacing_fills_the_grid_and_a_known_one_keeps_its_mm(stream_bundle):
+    grid = stream_bundle.preprocessing
+    frames = np.zeros((1, 1, 2 * grid.size[0], 4 * grid.size[1]), np.float32)
+    frames[0, 0, 0, 0] = 1
+    unknown = Case("a", "a", frames, (1.0, 1.0), "time", frame_time=0.02, provenance={"spacing": "unknown"})
+    assert spacing_of(unknown, grid) == (grid.spacing[0] / 2, grid.spacing[1] / 4)
+    assert spacing_of(Case("a", "a", frames, (0.3, 0.4), "time", frame_time=0.02), grid) == (0.3, 0.4)
