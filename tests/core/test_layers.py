@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = ("cli", "report, serve", "bundle", "distill", "teachers, students, losses, measure", "runtime",
-          "readers, phantoms", "container", "archive, manifest, shipped", "case, evidence, preprocess", "child, geometry, labels",
-          "errors, files, onnx_file, torchvision_ops")
+          "readers, phantoms", "container", "archive, manifest, shipped", "case, evidence, preprocess",
+          "child, geometry, labels", "errors, files, onnx_file, torchvision_ops")
 """From the top. A part imports itself and what lies below it, never its neighbours."""
 NEIGHBOURS = {("readers", "phantoms"), ("phantoms", "readers")}
 """`phantom:cine` is a data set as any other, and phantoms are written in the layouts that the readers read."""
