@@ -36,6 +36,10 @@ SCRIPTS = (
     Script("bench", needs=("bundle",), takes=("run", "teacher")),
     Script("frame_speed", needs=("bundle",), quick=False),
     Script("robustness", needs=("bundle", "data")),
+    Script("serve_mrd", needs=("bundle",)),
+    Script("serve_igtl", needs=("bundle",)),
+    Script("serve_dicom", needs=("bundle",)),
+    Script("serve_cpp", takes=("bundle",), quick=False),
 )
 
 

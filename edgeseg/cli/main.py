@@ -20,6 +20,7 @@ from edgeseg.cli import (
     judge,
     predict,
     search,
+    serve,
     targets,
     train_teacher,
     verify,
@@ -59,6 +60,7 @@ app.command()(predict.predict)
 app.command()(clips.clips)
 app.command()(evaluate.evaluate)
 app.command()(judge.judge)
+app.add_typer(serve.app, name="serve")
 app.add_typer(bundle.app, name="bundle")
 
 

@@ -1,7 +1,7 @@
 """edgeseg predict: bundle + images -> masks."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,19 +23,29 @@ def predict(
     streams: Annotated[str | None, Opt(
         help="for archives: so many networks at once, auto or a number (OpenVINO only)")] = None,
     overlay: Annotated[bool, Opt("--overlay", help="also write CASE.png, the labels drawn over the slices")] = False,
+    form: Annotated[str, Opt("--format", help="nifti; or of DICOM images: dicom-seg, a DICOM segmentation (SEG) for "
+                                              "each phase, or dicom-labelmap, the newer and smaller kind")] = "nifti",
     as_json: Annotated[bool, Opt("--json", help="print the results as one JSON line at the end")] = False,
 ) -> None:
     """Segment NIfTI images as nnUNetv2_predict does: masks of the same geometry and name, 4D cine included.
 
-    Of DICOM files (found by content, in all folders below) each series becomes a NIfTI mask that lies over it.
+    Of DICOM files (found by content, in all folders below) each series becomes a NIfTI mask that lies over it, or with
+    --format dicom-seg what `edgeseg serve dicom` makes of it: frames are then segmented one by one, as in every server,
+    and not with the intensity statistics of their volume.
     """
     from edgeseg.container import latest_bundle
     from edgeseg.errors import EdgesegError
     from edgeseg.measure.document import one_line
     from edgeseg.runtime.predict import predict as run_predict
+    from edgeseg.runtime.predict import predict_segs
     from edgeseg.runtime.segmenter import Segmenter
     from edgeseg.runtime.throughput import Throughput
 
+    kinds: dict[str, Literal["BINARY", "LABELMAP"]] = {"dicom-seg": "BINARY", "dicom-labelmap": "LABELMAP"}
+    if form != "nifti" and form not in kinds:
+        raise EdgesegError(f"--format {form}: choose one of nifti, {', '.join(kinds)}")
+    if overlay and form != "nifti":
+        raise EdgesegError(f"--overlay: leave it out with --format {form}")
     count, path = stream_count(streams), bundle or latest_bundle()
     if count is not None and backend != "openvino":
         raise EdgesegError(f"--streams {streams}: only OpenVINO has streams: leave out --backend {backend}")
@@ -58,7 +68,10 @@ def predict(
         notes.append(line)
         typer.echo(f"         {line}", err=True)
 
-    results = run_predict(segmenter, images, masks, overlay, progress, note)
+    if form == "nifti":
+        results = run_predict(segmenter, images, masks, overlay, progress, note)
+    else:
+        results = predict_segs(segmenter, images, masks, kinds[form], progress, note)
     failed = [r for r in results if r.error]
     if as_json:
         typer.echo(one_line({"backend": segmenter.backend, "precision": segmenter.precision, "cases": results,

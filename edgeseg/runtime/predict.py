@@ -1,15 +1,17 @@
-"""Predict: NIfTI images or DICOM series in, label maps of the same geometry out, as NIfTI."""
+"""Predict: NIfTI images or DICOM series in, label maps of the same geometry out, as NIfTI (`predict`), or of DICOM as
+DICOM segmentations (`predict_segs`, the same that the DICOM node writes)."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from edgeseg.case import Case
-from edgeseg.errors import EdgesegError
+from edgeseg.errors import EdgesegError, need
 from edgeseg.readers import dicom, nifti, nifti_write
 from edgeseg.runtime.overlay import write_overlay
 from edgeseg.runtime.segmenter import Segmentation, Segmenter
@@ -21,7 +23,7 @@ class Predicted:
     """One case: the mask that was written, or why there is none. `frames` counts slices times time points."""
 
     case: str
-    mask: Path | None
+    mask: Path | None  # of several SEGs, one a phase, the first
     frames: int
     seconds: float
     error: str = ""
@@ -132,6 +134,45 @@ def predict(segmenter: Segmenter, images: Sequence[Path], out: Path, overlay: bo
         results.append(result)
         if progress:
             progress(result, len(cases))
+    return results
+
+
+def predict_segs(segmenter: Segmenter, images: Sequence[Path], out: Path,
+                 kind: Literal["BINARY", "LABELMAP"] = "BINARY",
+                 progress: Callable[[Predicted, int], None] = lambda result, cases: None,
+                 note: Callable[[str], None] = lambda line: None) -> list[Predicted]:
+    """Segment every DICOM series and write OUT/SERIES.dcm, or OUT/SERIES_phaseNN.dcm; arguments as of `predict`.
+
+    Raises:
+        EdgesegError: before anything is written: a path that is not DICOM, OUT is a file, no pydicom or highdicom.
+    """
+    from edgeseg.runtime.dicom_results import write_segs
+    from edgeseg.runtime.dicom_seg import Maker
+    from edgeseg.runtime.dicom_series import find_series
+
+    need("highdicom", "dicom")
+    for path in map(Path, images):
+        if not path.exists():
+            raise EdgesegError(f"{path}: no such file or folder: check -i")
+        if not holds_dicom(path):
+            raise EdgesegError(f"{path}: holds NIfTI: a DICOM segmentation refers to DICOM images")
+    if out.exists() and not out.is_dir():
+        raise EdgesegError(f"{out}: is a file, not a folder: choose another -o")
+    found, notes = find_series([Path(p) for p in images], segmenter.preprocessing.spacing)
+    results = []
+    for line in notes:
+        note(line)
+    for series in found:
+        start = time.perf_counter()
+        try:
+            written = write_segs(segmenter, Maker.of(segmenter, kind), series, Path(out))
+            result = Predicted(series.name, written.files[0], written.frames, time.perf_counter() - start)
+            for line in written.notes:
+                note(line)
+        except (EdgesegError, OSError) as error:
+            result = Predicted(series.name, None, 0, time.perf_counter() - start, describe(error, series.files[0]))
+        results.append(result)
+        progress(result, len(found))
     return results
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LAYERS = ("cli", "report", "bundle", "distill", "teachers, students, losses, measure", "runtime", "readers, phantoms",
-          "container", "archive, manifest, shipped", "case, evidence, preprocess", "child, geometry, labels",
-          "errors, files, onnx_file, torchvision_ops")
+LAYERS = ("cli", "report, serve", "bundle", "distill", "teachers, students, losses, measure", "runtime",
+          "readers, phantoms", "container", "archive, manifest, shipped", "case, evidence, preprocess",
+          "child, geometry, labels", "errors, files, onnx_file, torchvision_ops")
 """From the top. A part imports itself and what lies below it, never its neighbours."""
 NEIGHBOURS = {("readers", "phantoms"), ("phantoms", "readers")}
 """`phantom:cine` is a data set as any other, and phantoms are written in the layouts that the readers read."""
@@ -35,6 +35,7 @@ TORCH_FREE = [
     "edgeseg.distill.recipe, edgeseg.distill.run",
     "edgeseg.teachers, edgeseg.teachers.stored, edgeseg.teachers.judge, edgeseg.teachers.judge_training",
     "edgeseg.measure.judged",
+    "edgeseg.serve.mrd, edgeseg.serve.igtl, edgeseg.serve.dicom_node",
 ]
 
 
