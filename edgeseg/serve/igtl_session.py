@@ -130,13 +130,13 @@ class Session:
             self.outbox.put(wire.status(wire.FAILED, why))
         finally:
             self.outbox.close()
+            if self._stream:  # before the client can know that it has ended: the next one may have it
+                self._give(self._stream)
             sender.join(self.limits.stall)  # who has sent its last image may still wait for the answer
             self._farewell()
             self.end()
             self.connection.close()
             sender.join()
-            if self._stream:
-                self._give(self._stream)
         self._say(f"{why}; {self.images} images: {self.labelled} segmented, {self.refused} refused; "
                   f"{self.outbox.dropped} replies dropped")
 

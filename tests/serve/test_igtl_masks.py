@@ -34,7 +34,9 @@ def scanner(python):
     """Frames [256, 216] uint16 of the protocol for which the bundle has a frame graph."""
     frames, spacings, _ = scanner_frames(python.bundle)
     assert spacings[0] == SPACING
-    return [f[0] for f in frames]
+    seen = [f[0] for f in frames if python.segment(f[0], SPACING).labels.any()]  # not all of them show the heart
+    assert len(seen) > len(frames) / 2
+    return seen
 
 
 def test_through_pyigtl_masks_matrix_and_time_are_those_of_python(server, python, scanner):
