@@ -26,7 +26,8 @@ demo: $(INSTALLED)
 
 # One process a folder: torch, OpenVINO and ONNX Runtime change the state of the process that loads them (denormals,
 # thread pools), and no product process loads all three either.
-FOLDERS := $(sort $(dir $(wildcard tests/*/test_*.py)))
+ALL := $(sort $(dir $(wildcard tests/*/test_*.py)))
+FOLDERS := tests/serve/ $(filter-out tests/serve/,$(ALL))  # which waits more than it computes, beside a long one
 
 # Two folders at a time; what a folder said comes when it has ended.
 JOBS ?= 2
