@@ -49,7 +49,7 @@ def package() -> ModuleType:
 
 
 class Broken(Exception):
-    """Why this session cannot go on, in one line."""
+    """Why a client cannot be served any longer, in one line."""
 
 
 @dataclass(frozen=True)
