@@ -9,13 +9,11 @@ is left as it is, what was interrupted goes on: the same command, given again, d
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from common import HERE, labels_folder, minutes, reading, without_folders
 from edgeseg.case import Case
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.run import Run
+from edgeseg.distill.sweep import shared
 from edgeseg.errors import EdgesegError
 from edgeseg.files import write_text
 from edgeseg.measure.document import check_out, write_json
@@ -178,14 +177,6 @@ def train(work: Path, name: str) -> Run:
         return Run.open(work / name)
     recipe = Recipe.load(work / f"{name}.toml")
     return distill(recipe, work / name, resume=(work / name / "recipe.toml").exists(), cache=work / shared(recipe))
-
-
-def shared(recipe: Recipe) -> str:
-    """Folder of the prepared cases: one for all recipes that need the same."""
-    soft = recipe.kd_weight > 0 and recipe.targets != "network"
-    parts = (recipe.data, recipe.split_file, recipe.final, recipe.size, recipe.spacing, recipe.teacher,
-             soft and (recipe.folds, recipe.configuration, recipe.tta))
-    return f"cache-{sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
 
 
 def export_run(run: Run, out: Path, quick: bool) -> None:

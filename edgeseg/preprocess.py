@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from edgeseg import geometry
+from edgeseg.errors import EdgesegError
 from edgeseg.geometry import Shape
 
 Net = Callable[[np.ndarray], np.ndarray]
@@ -52,6 +53,20 @@ class Normalisation:
         mean, std = np.float32(inside.mean(dtype=np.float64)), np.float32(max(inside.std(dtype=np.float64), 1e-8))
         normal = (volume - mean) / std
         return np.where(mask, normal, np.float32(0)) if self.masked else normal
+
+
+def ct_window(low: float, high: float) -> Normalisation:
+    """Normalisation of CT in Hounsfield units for a window: clipped to [low, high], then 0..4.
+
+    0 is `low`: what a window finds outside an image, 0, then looks as air does. An organ's contrast against fat is
+    about 1 or 2, as after a z-score.
+
+    Raises:
+        EdgesegError: not two finite numbers, the lower first.
+    """
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise EdgesegError(f"a window of Hounsfield units is its lower and its upper end, not {low:g} and {high:g}")
+    return Normalisation("ct", mean=float(low), std=(high - low) / 4, low=float(low), high=float(high))
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:

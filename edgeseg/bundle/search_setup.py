@@ -128,7 +128,7 @@ def make_task(base: Recipe, teacher: Any, data: Dataset) -> Task:
     if scheme is None:
         raise EdgesegError(f"{data.spec}: without a teacher the data must name its labels")
     grid = student_grid(base, teacher, 1, 0 if teacher else channels_of(data))
-    axes = teacher.mirror_axes if teacher else (0, 1)
+    axes = teacher.mirror_axes if teacher else base.mirror_axes
     return Task(replace(base, targets="stored"), scheme, grid.channels, axes, base.kd_weight > 0)
 
 

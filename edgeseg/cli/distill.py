@@ -12,10 +12,10 @@ Opt = typer.Option
 
 
 def distill(
-    teacher: Annotated[str | None, Opt(help="nnunet:MODEL_FOLDER, deeplabv3:CHECKPOINT, phantom, or none (labels "
-                                               "only)")] = None,
+    teacher: Annotated[str | None, Opt(help="nnunet:MODEL_FOLDER, deeplabv3:CHECKPOINT, multitask:FOLDER, phantom, "
+                                               "or none (labels only)")] = None,
     data: Annotated[list[str] | None, Opt(help="acdc:DIR, mnms:DIR, nnunet:DIR, phantom:cine; repeat to merge")] = None,
-    student: Annotated[str | None, Opt(help="student family: mobilenetv2, dense, convlstm")] = None,
+    student: Annotated[str | None, Opt(help="student family: mobilenetv2, dense, unet, convlstm")] = None,
     out: Annotated[Path | None, Opt(help="run folder (default: runs/NAME)")] = None,
     recipe: Annotated[Path | None, Opt(parser=recipe_path, metavar="FILE",
                                        help="TOML file; options given here go before it")] = None,

@@ -14,6 +14,7 @@ from edgeseg.cli import (
     bundle,
     calibrate,
     clips,
+    compare,
     distill,
     evaluate,
     export,
@@ -21,6 +22,7 @@ from edgeseg.cli import (
     predict,
     search,
     serve,
+    sweep,
     targets,
     train_teacher,
     verify,
@@ -49,6 +51,7 @@ def options(version: Annotated[bool, typer.Option("--version", callback=show_ver
 
 app.command()(distill.distill)
 app.command()(search.search)
+app.command()(sweep.sweep)
 app.command()(targets.targets)
 app.command()(train_teacher.train_teacher)
 app.command()(calibrate.calibrate)
@@ -59,6 +62,7 @@ app.command()(verify.verify)
 app.command()(predict.predict)
 app.command()(clips.clips)
 app.command()(evaluate.evaluate)
+app.command()(compare.compare)
 app.command()(judge.judge)
 app.add_typer(serve.app, name="serve")
 app.add_typer(bundle.app, name="bundle")

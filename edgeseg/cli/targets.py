@@ -9,7 +9,8 @@ Opt = typer.Option
 
 
 def targets(
-    teacher: Annotated[list[str], Opt(help="nnunet:MODEL_FOLDER, deeplabv3:CHECKPOINT; repeat to fuse")],
+    teacher: Annotated[list[str], Opt(help="nnunet:MODEL_FOLDER, deeplabv3:CHECKPOINT, multitask:FOLDER; repeat to "
+                                           "fuse")],
     data: Annotated[list[str], Opt(help="echonet:DIR, acdc:DIR, video:FILE, ...; repeat to merge")],
     out: Annotated[Path, Opt(help="folder to write; the same command goes on with an interrupted one")],
     weight: Annotated[list[float] | None, Opt(help="weight of each teacher (default: equal)")] = None,

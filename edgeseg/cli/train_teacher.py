@@ -1,4 +1,4 @@
-"""edgeseg train-teacher: a teacher for those who have labelled clips and no checkpoint."""
+"""edgeseg train-teacher: a teacher for those who have labels and no checkpoint."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +11,22 @@ Opt = typer.Option
 
 
 def train_teacher(
-    network: Annotated[str, typer.Argument(help="deeplabv3")],
-    data: Annotated[list[str], Opt(help="echonet:DIR, camus:DIR, phantom:echo, ...; repeat to merge")],
-    out: Annotated[Path, Opt(help="folder; the teacher is then deeplabv3:OUT/deeplabv3.safetensors")],
-    frames: Annotated[str, Opt(help="traced (ED and ES, as EchoNet-Dynamic) or all (labelled ones)")] = "traced",
+    network: Annotated[str, typer.Argument(help="deeplabv3 (ultrasound clips), multitask (U-Net) or transformer (U-Net "
+                                                "with a vision transformer): these two also learn to reconstruct")],
+    data: Annotated[list[str], Opt(help="echonet:DIR, acdc:DIR, nnunet:DIR, phantom:echo, ...; repeat to merge")],
+    out: Annotated[Path, Opt(help="folder; the teacher is then deeplabv3:OUT/deeplabv3.safetensors, or "
+                                  "multitask:OUT for both others")],
+    frames: Annotated[str, Opt(help="deeplabv3: traced (ED and ES, as EchoNet-Dynamic) or all (labelled ones)"
+                               )] = "traced",
+    width: Annotated[int | None, Opt(help="multitask, transformer: channels of the first level (default 64)")] = None,
+    size: Annotated[tuple[int, int] | None, Opt(help="multitask, transformer: rows and columns of its grid, multiples "
+                                                     "of 16 (default 192 192)")] = None,
+    spacing: Annotated[tuple[float, float] | None, Opt(help="multitask, transformer: pixel of that grid in mm (default "
+                                                            "1.5625 1.5625)")] = None,
+    hu_window: Annotated[tuple[float, float] | None, Opt(help="multitask, transformer: lowest and highest HU, of CT"
+                                                         )] = None,
+    mirror: Annotated[bool, Opt(help="multitask, transformer: mirror training images; not for organs told apart by "
+                                     "their side")] = True,
     split_file: Annotated[str | None, Opt(help="JSON with train/dev/val patients")] = None,
     epochs: Annotated[int, Opt(help="passes over the frames")] = 20,
     batch_size: Annotated[int, Opt(help="frames a step")] = 20,
@@ -23,16 +35,29 @@ def train_teacher(
     resume: Annotated[bool, Opt("--resume", help="go on with an interrupted training in OUT")] = False,
     threads: Annotated[int | None, Opt(help="torch threads")] = None,
 ) -> None:
-    """Train a DeepLabv3 on labelled ultrasound clips."""
+    """Train a teacher on labelled data."""
     from edgeseg.distill.machine import Machine
     from edgeseg.distill.recipe import Recipe
-    from edgeseg.distill.train_teacher import train_teacher as run_training
 
-    if network != "deeplabv3":
-        raise EdgesegError(f"{network}: deeplabv3 is trained here; nnU-Net's teachers come from nnUNetv2_train")
+    if network not in ("deeplabv3", "multitask", "transformer"):
+        raise EdgesegError(f"{network}: deeplabv3, multitask and transformer are trained here; nnU-Net's teachers come "
+                           "from nnUNetv2_train")
     if frames not in ("traced", "all"):
         raise EdgesegError(f"--frames {frames}: choose traced or all")
     recipe = Recipe(data=tuple(data), split_file=split_file or "", teacher="none", kd_weight=0.0, epochs=epochs,
-                    batch_size=batch_size, learning_rate=learning_rate, seed=seed)
-    path = run_training(recipe, out, frames == "traced", resume, Machine(threads=threads), typer.echo)
-    typer.echo(f"next     edgeseg targets --teacher deeplabv3:{path} --data DATA --out TARGETS")
+                    batch_size=batch_size, learning_rate=learning_rate, seed=seed, mirror=mirror)
+    machine = Machine(threads=threads)
+    if network == "deeplabv3":
+        from edgeseg.distill.train_teacher import train_teacher as run_training
+
+        if any(v is not None for v in (width, size, spacing, hu_window)):
+            raise EdgesegError("deeplabv3 has one width, grid and window: leave --width, --size, --spacing and "
+                               "--hu-window out")
+        path = run_training(recipe, out, frames == "traced", resume, machine, typer.echo)
+        typer.echo(f"next     edgeseg targets --teacher deeplabv3:{path} --data DATA --out TARGETS")
+        return
+    from edgeseg.distill.train_multitask import train_multitask
+
+    given = {"size": size, "spacing": spacing, "hu_window": hu_window}
+    train_multitask(recipe.changed(given), network, 64 if width is None else width, out, resume, machine, typer.echo)
+    typer.echo(f"next     edgeseg distill --teacher multitask:{out} --data DATA")

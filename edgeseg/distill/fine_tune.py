@@ -51,7 +51,8 @@ def fine_tune(run: Run, frames: np.ndarray, steps: int, say: Callable[[str], Non
     data, slices = enough(run.dataset(), steps * recipe.batch_size, run.seed)
     epochs = max(1, round(steps / max(slices // recipe.batch_size, 1)))
     recipe = replace(recipe, epochs=epochs, validate_every=max(1, epochs // VALIDATIONS), precision="32-true",
-                     learning_rate=recipe.learning_rate / SLOWER)
+                     learning_rate=recipe.learning_rate / SLOWER,
+                     features=())  # their heads were of that training
     machine = Machine()
     teacher = open_teacher_of(recipe, machine, trust) if recipe.kd_weight > 0 else None
     student = run.student().train()  # Lightning trains what it is given in the mode that it is in

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from torch.utils.data import DataLoader
 
 from edgeseg.case import Case
 from edgeseg.distill.clips import ClipDataset
+from edgeseg.distill.features import FeatureLosses
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.samples import EpochSampler, SliceDataset
 from edgeseg.errors import EdgesegError
 from edgeseg.files import new_file
 from edgeseg.labels import IGNORE, LabelScheme
 from edgeseg.losses.layerwise_kl import layerwise_kl, nnunet_hard_loss, teacher_at
+from edgeseg.losses.prediction_map import prediction_map
 from edgeseg.measure.overlap import dice_per_class
 from edgeseg.preprocess import Preprocessing
 from edgeseg.readers import Dataset
@@ -52,12 +55,13 @@ class Distiller(L.LightningModule):
         begun: float | None = None,
         truth: Callable[[Case], np.ndarray] | None = None,
         weights: np.ndarray | None = None,
+        features: FeatureLosses | None = None,
     ) -> None:
         super().__init__()
         self.student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.train_data, self.dev, self.scheme = recipe, train, dev, scheme
         self.preprocessing, self.best_file, self.teacher = preprocessing, best_file, teacher
-        self.weights = weights
+        self.weights, self.features = weights, features
         self.truth = truth or partial(dev_truth, scheme=scheme, preprocessing=preprocessing, ignore=dev.ignore)
         self.hard_loss = nnunet_hard_loss()
         self.begun = time.monotonic() if begun is None else begun
@@ -90,13 +94,18 @@ class Distiller(L.LightningModule):
         clips = image.ndim == 5
         if not clips:
             image = image.contiguous(memory_format=torch.channels_last)
-        # Planar and in 32 bit: mixed precision converts around each small step of the losses, a sixth of the time.
-        outputs = [o.float().contiguous() for o in self.student(image)]
-        if clips:  # a frame of a clip is an image to the losses and to the teacher
-            outputs, image = [o.flatten(0, 1) for o in outputs], image.flatten(0, 1)
-            batch = {k: v.flatten(0, 1) for k, v in batch.items()}
-        with torch.autocast(self.device.type, enabled=False):
-            loss = self.loss_of(outputs, image, batch)
+        with self.features.watch() if self.features else nullcontext() as maps:
+            # Planar and in 32 bit: mixed precision converts around each small step of the losses, a sixth of the time.
+            outputs = [o.float().contiguous() for o in self.student(image)]
+            if clips:  # a frame of a clip is an image to the losses and to the teacher
+                outputs, image = [o.flatten(0, 1) for o in outputs], image.flatten(0, 1)
+                batch = {k: v.flatten(0, 1) for k, v in batch.items()}
+            with torch.autocast(self.device.type, enabled=False):
+                loss = self.loss_of(outputs, image, batch)
+                if auxiliary := getattr(self.student, "auxiliary_loss", None):  # a task beside the segmentation
+                    loss = loss + auxiliary(image)
+                if self.features:
+                    loss = loss + self.features(maps, batch["labels"], self.generator())
         self.epoch_loss += float(loss.detach())
         self.epoch_steps += 1
         self.log("loss", loss, prog_bar=True)
@@ -104,23 +113,32 @@ class Distiller(L.LightningModule):
 
     def loss_of(self, outputs: list[torch.Tensor], image: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The recipe's loss of images [B, C, h, w], logits [B, K, h_i, w_i], labels [B, h, w], soft [B, K, h, w]."""
-        recipe, teacher = self.recipe, None
+        recipe, teacher, w = self.recipe, None, self.recipe.kd_weight
+        said = self.teacher(image) if self.teacher else None  # features want it to run even where W is 0
         if recipe.loss == "soft_bce":  # at one scale and T = 1 the KL is that minus the teacher's entropy
             outputs = outputs[:1]
-        if recipe.kd_weight > 0:
+        if w > 0:
             sizes = [o.shape[-2:] for o in outputs]
-            if "soft" in batch:
+            if said is None:
                 teacher = teacher_at([batch["soft"].clamp_min(1e-4).log()], sizes, own_layers=False)
             else:
-                assert self.teacher is not None
-                teacher = teacher_at(self.teacher(image), sizes, recipe.own_layers)
-        return layerwise_kl(outputs, teacher, batch["labels"], self.hard_loss, recipe.kd_weight, recipe.temperature,
+                teacher = teacher_at(said, sizes, recipe.own_layers)
+        if teacher and recipe.loss == "prediction_map":
+            soft = prediction_map(teacher[0], outputs[0], recipe.temperature, recipe.t_squared)
+            hard = layerwise_kl(outputs, None, batch["labels"], self.hard_loss, 0, 1) if w < 1 else 0
+            return w * soft + (1 - w) * hard
+        return layerwise_kl(outputs, teacher, batch["labels"], self.hard_loss, w, recipe.temperature,
                             t_squared=recipe.t_squared)
+
+    def generator(self) -> torch.Generator:
+        """Random source of this step: of seed, step and rank alone, so that a resumed run draws what it would have."""
+        key = np.random.SeedSequence([self.recipe.seed, self.trainer.global_step, self.trainer.global_rank])
+        return torch.Generator(self.device).manual_seed(int(key.generate_state(1)[0]))
 
     def configure_optimizers(self) -> Any:
         """AdamW; one cycle: warm-up over the first tenth, then a cosine to zero (no decay of norms and biases)."""
-        decay = [p for p in self.student.parameters() if p.ndim > 1]
-        plain = [p for p in self.student.parameters() if p.ndim <= 1]
+        trained = [*self.student.parameters(), *(self.features.parameters() if self.features else ())]
+        decay, plain = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": self.recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         optimiser = torch.optim.AdamW(groups, lr=self.recipe.learning_rate, fused=True)  # a fifth of the time
         steps = int(self.trainer.estimated_stepping_batches)
@@ -193,6 +211,15 @@ class Distiller(L.LightningModule):
         return self.seconds_before + time.monotonic() - self.begun
 
 
+def feature_losses(recipe: Recipe, student: nn.Module, teacher: Any, logits: TeacherLogits,
+                   preprocessing: Preprocessing) -> FeatureLosses:
+    """The recipe's `[[features]]` between `student` and the network that `logits` (`at_student_spacing`) runs."""
+    inner, padded = teacher_grid(teacher, preprocessing.size, preprocessing.spacing)
+    image = torch.zeros(2, len(preprocessing.channels), *preprocessing.size)
+    return FeatureLosses(recipe.features, student, teacher.running, logits, image,
+                         (inner[0] / padded[0], inner[1] / padded[1]), recipe.seed)
+
+
 def dev_truth(case: Case, scheme: LabelScheme, preprocessing: Preprocessing, ignore: int | None,
               teacher: Callable[[Case], np.ndarray] | None = None) -> np.ndarray:
     """Class indices uint8 [N, H, W] of a dev case: its labels, else what the teacher (case -> probabilities
@@ -211,6 +238,17 @@ def dev_truth(case: Case, scheme: LabelScheme, preprocessing: Preprocessing, ign
     return scheme.encode(case.labels, case.scheme, ignore)
 
 
+def teacher_grid(teacher: Any, size: tuple[int, int], spacing: tuple[float, float]
+                 ) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Pixels (rows, columns) of the student's patch at the teacher's spacing, without and with the padding to multiples
+    of its stride (below and on the right)."""
+    ratios = [a / b for a, b in zip(spacing, teacher.preprocessing.spacing, strict=True)]
+    same = all(abs(ratio - 1) < 1e-3 for ratio in ratios)
+    rows, columns = size if same else (max(1, round(n * ratio)) for n, ratio in zip(size, ratios, strict=True))
+    down, across = teacher.stride
+    return (rows, columns), (-(-rows // down) * down, -(-columns // across) * across)
+
+
 def at_student_spacing(teacher: Any, size: tuple[int, int], spacing: tuple[float, float]) -> TeacherLogits:
     """The teacher as a function on the student's patches.
 
@@ -218,17 +256,13 @@ def at_student_spacing(teacher: Any, size: tuple[int, int], spacing: tuple[float
     (linearly) to the teacher's spacing and zero-padded (the mean, after z-scoring) to a multiple of its stride, and its
     full-resolution logits are brought back.
     """
-    own = teacher.preprocessing.spacing
-    stride = teacher.stride
-    same = all(abs(a / b - 1) < 1e-3 for a, b in zip(own, spacing, strict=True))
-    if same and all(n % s == 0 for n, s in zip(size, stride, strict=True)):
+    inner, padded = teacher_grid(teacher, size, spacing)
+    if inner == padded == size:
         return teacher.logits
-    inner = tuple(max(1, round(n * a / b)) for n, a, b in zip(size, spacing, own, strict=True))
-    pad = [(-n) % s for n, s in zip(inner, stride, strict=True)]
 
     def logits(image: torch.Tensor) -> list[torch.Tensor]:
         x = F.interpolate(image, size=inner, mode="bilinear", align_corners=False)
-        x = F.pad(x, (0, pad[1], 0, pad[0]))
+        x = F.pad(x, (0, padded[1] - inner[1], 0, padded[0] - inner[0]))
         full = teacher.logits(x)[0][..., : inner[0], : inner[1]]
         return [F.interpolate(full, size=size, mode="bilinear", align_corners=False)]
 

@@ -56,7 +56,7 @@ def phantom_teacher(recipe: Recipe, out: Path, machine: Machine, say: Callable[[
     dataset_json = make_dataset_json(labels, ("cineMRI",), cases=len(dataset.select("train")))
     plans = make_plans("Dataset999_CinePhantom", FEATURES, SIZE, SPACING)
     network = DeepSupervised(build_network(plans, dataset_json))
-    plan = replace(recipe, teacher="none", kd_weight=0.0)
+    plan = replace(recipe, teacher="none", kd_weight=0.0, features=())
     work = out / "teacher-training"
     work.mkdir(exist_ok=True)
     say("teacher  training a narrow nnU-Net on the phantom")

@@ -4,12 +4,40 @@ import json
 import tomllib
 from dataclasses import asdict, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
 from edgeseg.errors import EdgesegError
+
+if TYPE_CHECKING:
+    from edgeseg.readers import Dataset
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class FeaturePair:
+    """One `[[features]]` table: a module of the student learns from one of the teacher (`distill/features.py`).
+
+    Attributes:
+        scale: a free name, of this pair alone. teacher, student: paths of the modules, such as "encoder.stages.2".
+        kind: InfoNCE of pixels by class, InfoNCE of whole images, or mean square error.
+        weight: of the term, which is added to the loss. tau: temperature of the cosines (not of mse).
+    """
+
+    scale: str
+    teacher: str
+    student: str
+    kind: Literal["supervised", "instance", "mse"]
+    weight: float = 0.1
+    tau: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (self.scale and self.teacher and self.student):
+            raise EdgesegError("[[features]]: scale, teacher and student are names, none of them empty")
+        if self.weight <= 0 or self.tau <= 0:
+            raise EdgesegError(f"[[features]] {self.scale}: weight and tau must be positive, not {self.weight} and "
+                               f"{self.tau}; leave a table out to do without it")
 
 
 @dataclass(frozen=True)
@@ -19,22 +47,28 @@ class Recipe:
     Attributes:
         data: data specs, `acdc:PATH`; several are merged by label name.
         split_file: JSON with train/dev/val patients; empty: the one beside the data, else a seeded split.
-        teacher: `nnunet:FOLDER`, `deeplabv3:CHECKPOINT`, `targets:FOLDER` (what `edgeseg targets` stored); `phantom`:
-            train one on the phantom first; `none`: labels only (kd_weight 0).
+        fraction: share of the training patients that the student sees, drawn by `seed`; dev and val stay whole.
+        hu_window: lowest and highest Hounsfield unit of CT data without a teacher; with one, its own window counts.
+        teacher: `nnunet:FOLDER`, `deeplabv3:CHECKPOINT`, `multitask:FOLDER`, `targets:FOLDER` (what `edgeseg targets`
+            stored); `phantom`: train one on the phantom first; `none`: labels only (kd_weight 0).
         folds: folds of the teacher; empty: all that the folder has.
         configuration: nnU-Net configuration when the folder holds several; empty: the one it has.
         targets: `network`: the teacher's network on each augmented patch; `stored`: soft predictions of its full
             pipeline, made once per case (always so for a 3D teacher); `auto`.
         tta: test-time augmentation of stored targets. The student never has any.
         loss: "layerwise_kl", or "soft_bce": the full-resolution output alone, temperature 1. With W = 1 and two classes
-            its gradient is that of EchoDFKD's published binary cross-entropy against the teacher's sigmoid.
+            its gradient is that of EchoDFKD's published binary cross-entropy against the teacher's sigmoid. Or
+            "prediction_map": labels at every layer, the teacher at the full resolution alone (published: T 4, T^2).
+        features: `[[features]]` tables, each a term beside the loss, whatever kd_weight is.
         own_layers: P(i) is the teacher's deep supervision output i; False: its full output brought to scale i.
         kd_weight: W of the loss. temperature: T. t_squared: multiply the KL by T^2.
-        student: the family. spec: fields of its spec (`MobileNetV2Spec`, `DenseSpec`, `ConvLSTMSpec`) that differ from
-            its defaults.
+        student: the family. spec: fields of its spec (`MobileNetV2Spec`, `DenseSpec`, `ConvLSTMSpec`, `UNetSpec`) that
+            differ from its defaults.
         expansion, width_mult, stem_stride: of the MobileNetV2 student.
         clip: consecutive frames of a training window, for a student of clips. augment: "nnunet": its training
             augmentation, the same for all frames of a clip; "none", as published for EchoDFKD.
+        mirror: mirror training images along both axes (with a teacher: along its axes, whatever this says). Not for
+            what is told apart by its side, as spleen and liver are.
         noise: share of training images that get Rician noise on top of nnU-Net's augmentation.
         size, spacing: the student's grid in pixels and mm; empty: the teacher's.
         epochs, batch_size, learning_rate, weight_decay: schedule; one epoch shows every training slice once.
@@ -47,23 +81,27 @@ class Recipe:
 
     data: tuple[str, ...] = ("phantom:cine?n=30&seed=0",)
     split_file: str = ""
+    fraction: float = 1.0
+    hu_window: tuple[float, ...] = ()
     teacher: str = "phantom"
     folds: tuple[int, ...] = ()
     configuration: str = ""
     targets: Literal["auto", "network", "stored"] = "auto"
     tta: Literal["none", "mirror", "mirror+rotate"] = "mirror"
-    loss: Literal["layerwise_kl", "soft_bce"] = "layerwise_kl"
+    loss: Literal["layerwise_kl", "soft_bce", "prediction_map"] = "layerwise_kl"
+    features: tuple[FeaturePair, ...] = ()
     own_layers: bool = True
     kd_weight: float = 0.5
     temperature: float = 1.0
     t_squared: bool = False
-    student: Literal["mobilenetv2", "dense", "convlstm"] = "mobilenetv2"
+    student: Literal["mobilenetv2", "dense", "convlstm", "unet"] = "mobilenetv2"
     spec: dict[str, Any] = field(default_factory=dict)
     expansion: int = 4
     width_mult: float = 1.0
     stem_stride: int = 2
     clip: int = 25
     augment: Literal["nnunet", "none"] = "nnunet"
+    mirror: bool = True
     noise: float = 0.0
     size: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
@@ -104,6 +142,41 @@ class Recipe:
             raise EdgesegError(f"size and spacing are two numbers each, not {self.size} and {self.spacing}")
         if self.teacher == "none" and self.kd_weight > 0:
             raise EdgesegError("teacher = 'none' leaves nothing to distil: set kd_weight = 0 or name a teacher")
+        if not 0 < self.fraction <= 1:
+            raise EdgesegError(f"fraction is a share of the training patients, above 0, up to 1, not {self.fraction}")
+        if self.hu_window and (len(self.hu_window) != 2 or self.hu_window[0] >= self.hu_window[1]):
+            raise EdgesegError(f"hu_window is the lowest and the highest HU, such as [-160, 240], not {self.hu_window}")
+        if self.features:
+            self.check_features()
+
+    def check_features(self) -> None:
+        names = [pair.scale for pair in self.features]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise EdgesegError(f"two [[features]] tables are called {twice!r}: give each a scale name of its own")
+        if self.teacher == "none":
+            raise EdgesegError("[[features]] are a teacher's: name one, or leave them out")
+        if self.student == "convlstm":
+            raise EdgesegError("[[features]] are maps of single images; a convlstm student reads clips: leave them out")
+        if self.targets == "stored":
+            raise EdgesegError("[[features]] need the teacher's network on each patch: set targets = 'network'")
+
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """Of a training without a teacher: rows and columns, or none."""
+        return (0, 1) if self.mirror else ()
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a training case without labels is refused."""
+        return self.kd_weight < 1 or any(pair.kind == "supervised" for pair in self.features)
+
+    def dataset(self) -> "Dataset":
+        """The data sets that it names, merged, with its share of the training patients."""
+        from edgeseg.readers import merge, open_data
+        from edgeseg.readers.splits import take_fraction
+
+        found = merge([open_data(spec, Path(self.split_file) if self.split_file else None) for spec in self.data])
+        return found if self.fraction == 1 else take_fraction(found, self.fraction, self.seed)
 
     @classmethod
     def load(cls, path: Path) -> "Recipe":
@@ -134,8 +207,9 @@ class Recipe:
     def to_toml(self) -> str:
         """TOML text that `load` reads back to an equal recipe (JSON strings, numbers and lists are valid TOML)."""
         rows = asdict(self)
-        spec = rows.pop("spec")
-        return lines_of(rows) + (f"\n[spec]\n{lines_of(spec)}" if spec else "")
+        spec, features = rows.pop("spec"), rows.pop("features")
+        tables = [f"\n[spec]\n{lines_of(spec)}"] if spec else []
+        return lines_of(rows) + "".join(tables + [f"\n[[features]]\n{lines_of(pair)}" for pair in features])
 
 
 def lines_of(rows: dict[str, Any]) -> str:

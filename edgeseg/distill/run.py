@@ -104,11 +104,10 @@ class Run:
         return model.eval()
 
     def dataset(self) -> "Dataset":
-        """The data set that the run was trained on, opened again with the same splits."""
-        from edgeseg.readers import merge, open_data
+        """The data set that the run was trained on, opened again with the same splits and training patients."""
+        from edgeseg.distill.recipe import Recipe
 
-        split_file = Path(self.recipe["split_file"]) if self.recipe["split_file"] else None
-        return merge([open_data(spec, split_file) for spec in self.recipe["data"]])
+        return Recipe().changed(self.recipe, str(self.folder)).dataset()
 
 
 def preprocessing_from_dict(values: dict[str, Any]) -> Preprocessing:

@@ -32,7 +32,7 @@ from edgeseg.errors import EdgesegError
 from edgeseg.files import new_file, write_text
 from edgeseg.labels import LabelScheme
 from edgeseg.preprocess import Normalisation, Preprocessing
-from edgeseg.readers import Dataset, merge, open_data
+from edgeseg.readers import Dataset
 
 TASK, CANDIDATES, RUNGS = "task.json", "candidates.json", "rungs"
 
@@ -69,8 +69,7 @@ class Task:
 
 
 def data_of(recipe: Recipe) -> Dataset:
-    split_file = Path(recipe.split_file) if recipe.split_file else None
-    return merge([open_data(spec, split_file) for spec in recipe.data])
+    return recipe.dataset()
 
 
 class StoredTeacher:

@@ -13,7 +13,7 @@ from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.run import Run
 from edgeseg.errors import EdgesegError, Interrupted
 from edgeseg.preprocess import Preprocessing
-from edgeseg.readers import Dataset, merge, open_data
+from edgeseg.readers import Dataset
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +68,7 @@ def run_distillation(recipe: Recipe, out: Path, resume: bool, machine: Machine, 
 
         recipe = replace(recipe, teacher=f"nnunet:{phantom_teacher(recipe, out, machine, say)}")
 
-    dataset = merge([open_data(s, Path(recipe.split_file) if recipe.split_file else None) for s in recipe.data])
+    dataset = recipe.dataset()
     teacher = open_teacher_of(recipe, machine, trust)
     scheme = teacher.scheme if teacher else dataset.scheme
     if scheme is None:
@@ -158,12 +158,24 @@ def channels_of(dataset: Dataset) -> int:
 
 def student_grid(recipe: Recipe, teacher: Any, stride: int, channels: int) -> Preprocessing:
     """The student's fixed grid: the recipe's, else the teacher's, else 192 x 192 at 1.5625 mm; sizes rounded up to the
-    student's stride."""
+    student's stride.
+
+    Raises:
+        EdgesegError: the recipe's hu_window is not the teacher's.
+    """
     base = teacher.preprocessing if teacher else Preprocessing((192, 192), (1.5625, 1.5625))
     size = tuple(recipe.size) or base.size
     size = tuple(-(-n // stride) * stride for n in size)
     spacing = tuple(recipe.spacing) or base.spacing
     norms = base.channels if teacher else base.channels * channels
+    if recipe.hu_window:
+        from edgeseg.preprocess import ct_window
+
+        low, high = recipe.hu_window
+        if teacher and any((n.kind, n.low, n.high) != ("ct", low, high) for n in norms):
+            raise EdgesegError(f"hu_window {low:g}..{high:g}: the student takes the normalisation of {teacher.name}, "
+                               "which is another: leave hu_window out")
+        norms = norms if teacher else (ct_window(low, high),) * channels
     return Preprocessing((size[0], size[1]), (spacing[0], spacing[1]), norms)
 
 
@@ -203,7 +215,7 @@ def train_network(
 
     from edgeseg.distill.cache import Preparation
     from edgeseg.distill.clips import ClipDataset
-    from edgeseg.distill.module import Distiller, at_student_spacing, dev_truth
+    from edgeseg.distill.module import Distiller, at_student_spacing, dev_truth, feature_losses
     from edgeseg.distill.progress import make_trainer
     from edgeseg.distill.samples import SliceDataset, sample_weights
     from edgeseg.students import is_recurrent
@@ -212,6 +224,15 @@ def train_network(
     stored = distils and (recipe.targets == "stored" or (recipe.targets == "auto" and teacher.predict_only))
     if distils and teacher.predict_only and not stored:
         raise EdgesegError(f"{teacher.name} distils through stored targets only: set targets = 'stored'")
+    if recipe.features and (teacher is None or teacher.predict_only or stored):
+        raise EdgesegError(f"[[features]] need the network of {recipe.teacher} on each patch, which cannot be had "
+                           "here: leave them out, or name a 2D teacher and train with `edgeseg distill`")
+    logits = features = None
+    if recipe.features or (distils and not stored):
+        logits = at_student_spacing(teacher, preprocessing.size, preprocessing.spacing)
+    if logits and recipe.features:
+        features = feature_losses(recipe, network, teacher, logits, preprocessing)
+        say(features.description)
     soft = (lambda case: teacher.predict(case, recipe.tta)[1]) if stored else None
     dev = dataset.select("dev")
     if not dev.refs:
@@ -221,14 +242,13 @@ def train_network(
     truth = partial(dev_truth, scheme=scheme, preprocessing=preprocessing, ignore=dataset.ignore, teacher=soft)
     for case in dev:  # better now than at the first validation
         truth(case)
-    train = Preparation(fitted, scheme, preprocessing, recipe.kd_weight < 1, soft)
+    train = Preparation(fitted, scheme, preprocessing, recipe.needs_labels, soft)
     cache = train.run(cache_folder or out / "cache", say)
     preprocessing = replace(preprocessing, window="centre" if cache.outside <= CENTRED else "tiles")
     say(f"grid     {cache.outside:.3%} of the labelled foreground lies outside the centred {preprocessing.size[0]}x"
         f"{preprocessing.size[1]} window ({len(cache.cases)} training cases): one "
         f"{'centred window' if preprocessing.window == 'centre' else 'grid of tiles'} an image")
-    logits = at_student_spacing(teacher, preprocessing.size, preprocessing.spacing) if distils and not stored else None
-    mirror_axes = teacher.mirror_axes if teacher else (0, 1)
+    mirror_axes = teacher.mirror_axes if teacher else recipe.mirror_axes
     samples: SliceDataset | ClipDataset
     if is_recurrent(network):
         samples = ClipDataset(cache, preprocessing.size, recipe.seed, recipe.clip, recipe.augment == "nnunet")
@@ -236,7 +256,7 @@ def train_network(
         samples = SliceDataset(cache, preprocessing.size, recipe.seed, mirror_axes, recipe.noise,
                                recipe.augment == "nnunet", labelled_only=not distils)
     module = Distiller(network, recipe, samples, dev, scheme, preprocessing, out / "student.safetensors", logits, begun,
-                       truth, sample_weights(fitted.refs, samples.cases))
+                       truth, sample_weights(fitted.refs, samples.cases), features)
     trainer = make_trainer(recipe, out, machine, say)
     last = out / "last.ckpt"
     if last.exists():

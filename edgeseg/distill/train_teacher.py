@@ -39,7 +39,7 @@ def train_teacher(recipe: Recipe, out: Path, traced_only: bool, resume: bool = F
     elif out.exists() and any(out.iterdir()):
         raise EdgesegError(f"{out}: already there; --resume goes on with it, another --out starts anew")
     grid = DeepLabV3Teacher.preprocessing
-    plan = replace(recipe, teacher="none", kd_weight=0.0, size=grid.size, spacing=grid.spacing)
+    plan = replace(recipe, teacher="none", kd_weight=0.0, features=(), size=grid.size, spacing=grid.spacing)
     dataset = merge([open_data(s, Path(recipe.split_file) if recipe.split_file else None) for s in recipe.data])
     if traced_only:
         dataset = replace(dataset, refs=tuple(map(traced, dataset.refs)))

@@ -196,15 +196,7 @@ def split_note(trained: Data, name: str, split: str, patients: Iterable[str]) ->
 
 def compare(case: Case, predicted: np.ndarray, scheme: LabelScheme, ignore: int | None = None) -> list[Row]:
     """One Row a foreground structure: class indices `predicted` [N, H, W] against the labels of `case`."""
-    where = case.source or case.id
-    if case.labels is None or case.scheme is None:
-        raise EdgesegError(f"{where}: has no labels to evaluate against: choose labelled data or leave the case out")
-    if predicted.shape != case.labels.shape:
-        raise EdgesegError(f"{where}: segmented as {predicted.shape}, labelled as {case.labels.shape}")
-    try:
-        manual = scheme.encode(case.labels, case.scheme, ignore)
-    except EdgesegError as error:
-        raise EdgesegError(f"{where}: {error}") from None
+    manual = manual_classes(case, predicted, scheme, ignore)
     counted = manual != IGNORE
     stack = case.axis == "slice" and case.slice_spacing is not None
     rows = []
@@ -216,6 +208,23 @@ def compare(case: Case, predicted: np.ndarray, scheme: LabelScheme, ignore: int 
                         overlap.iou(a, b), overlap.recall(a, b), overlap.precision(a, b), distance(a, b, case),
                         ml[0], ml[1], ml[0] - ml[1]))
     return rows
+
+
+def manual_classes(case: Case, predicted: np.ndarray, scheme: LabelScheme, ignore: int | None = None) -> np.ndarray:
+    """Class indices of the labels of `case`, uint8 [N, H, W] as `predicted` is, IGNORE where its data set says so.
+
+    Raises:
+        EdgesegError: no labels, labels of another shape, or labels that do not fit the scheme.
+    """
+    where = case.source or case.id
+    if case.labels is None or case.scheme is None:
+        raise EdgesegError(f"{where}: has no labels to evaluate against: choose labelled data or leave the case out")
+    if predicted.shape != case.labels.shape:
+        raise EdgesegError(f"{where}: segmented as {predicted.shape}, labelled as {case.labels.shape}")
+    try:
+        return scheme.encode(case.labels, case.scheme, ignore)
+    except EdgesegError as error:
+        raise EdgesegError(f"{where}: {error}") from None
 
 
 def distance(a: np.ndarray, b: np.ndarray, case: Case) -> float:

@@ -1,4 +1,7 @@
-"""Overlap of two masks: Dice, intersection over union, recall, precision. Plain counts over all pixels given."""
+"""Overlap of two masks: Dice, intersection over union, recall, precision. Plain counts over all pixels given.
+
+`Counts`, int64 [..., 3], are |pred and ref|, |pred|, |ref| in pixels; those of several cases may be added up.
+"""
 
 import numpy as np
 
@@ -38,15 +41,45 @@ def dice_per_class(pred: np.ndarray, ref: np.ndarray, num_classes: int, ignore: 
 
     Pixels where `ref` is `ignore` are left out. A class in neither array has Dice 1.0, as in `dice`.
     """
+    common, in_pred, in_ref = counts_per_class(pred, ref, num_classes, ignore).T
+    total = in_pred + in_ref
+    return np.where(total > 0, 2 * common / np.maximum(total, 1), 1.0)
+
+
+def counts_per_class(pred: np.ndarray, ref: np.ndarray, num_classes: int, ignore: int = IGNORE) -> np.ndarray:
+    """`Counts` of classes 1..num_classes-1 of two integer label arrays of one shape: int64 [num_classes - 1, 3].
+
+    Pixels where `ref` is `ignore` are left out.
+    """
     if pred.shape != ref.shape:
         raise ValueError(f"label maps of shapes {pred.shape} and {ref.shape} cannot be compared")
     kept = ref != ignore
     p, r = pred[kept], ref[kept]
-    in_pred = np.bincount(p, minlength=num_classes)[1:num_classes]
-    in_ref = np.bincount(r, minlength=num_classes)[1:num_classes]
-    common = np.bincount(p[p == r], minlength=num_classes)[1:num_classes]
-    total = in_pred + in_ref
-    return np.where(total > 0, 2 * common / np.maximum(total, 1), 1.0)
+    found = [np.bincount(x, minlength=num_classes)[1:num_classes] for x in (p[p == r], p, r)]
+    return np.stack(found, axis=1)
+
+
+def scores(counted: np.ndarray) -> dict[str, np.ndarray]:
+    """Dice, IoU, recall and precision of `Counts` [..., 3], each float64 [...]; 1.0 where there is nothing to divide
+    by, as in `dice`, `iou`, `recall` and `precision`."""
+    common, in_pred, in_ref = np.moveaxis(np.asarray(counted), -1, 0)
+
+    def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return np.where(whole > 0, part / np.maximum(whole, 1), 1.0)
+
+    return {"dice": share(2 * common, in_pred + in_ref), "iou": share(common, in_pred + in_ref - common),
+            "recall": share(common, in_ref), "precision": share(common, in_pred)}
+
+
+def micro(counted: np.ndarray) -> dict[str, np.ndarray]:
+    """`scores` of the pooled pixels of all cases, of `Counts` [cases, ..., 3]: a large case weighs more, and a case
+    without the structure only counts by what was claimed in it."""
+    return scores(np.asarray(counted).sum(axis=0))
+
+
+def macro(counted: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean over cases of each case's `scores`, of `Counts` [cases, ..., 3]: every case weighs the same."""
+    return {name: values.mean(axis=0) for name, values in scores(counted).items()}
 
 
 def above(soft: np.ndarray, threshold: float = 0.5) -> np.ndarray:

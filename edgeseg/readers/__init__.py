@@ -1,9 +1,10 @@
 """Readers: one file per format, each yields Case. `open_data` is the one door; nothing here imports torch.
 
 A format is named by its prefix: acdc:PATH, mnms:PATH, nnunet:PATH, nifti:PATH, dicom:PATH, echonet:PATH,
-echonet-synthetic:PATH, camus:PATH, video:PATH, phantom:cine?n=60&seed=0; several joined by " + " are merged. Options
-follow a question mark: acdc:PATH?frames=4d, nifti:PATH?frames=all, phantom:cine?n=300&seed=0&domain=wide,
-camus:PATH?view=4CH&labels=all. A share follows a colon, last: echonet:PATH:0.7 + echonet-synthetic:PATH:0.3.
+echonet-synthetic:PATH, camus:PATH, video:PATH, msd:PATH, slices:PATH, phantom:cine?n=60&seed=0; several joined by
+" + " are merged. Options follow a question mark: acdc:PATH?frames=4d, nifti:PATH?frames=all,
+phantom:cine?n=300&seed=0&domain=wide, phantom:ct?n=40&labels=all, camus:PATH?view=4CH&labels=all, msd:PATH?hu=any.
+A share follows a colon, last: echonet:PATH:0.7 + echonet-synthetic:PATH:0.3.
 """
 
 import re
@@ -25,8 +26,9 @@ from edgeseg.readers.splits import split_of_patients
 __all__ = ["CaseRef", "Dataset", "draw_probabilities", "merge", "open_data", "split_weight"]
 
 OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
-    "acdc": {"frames": ("4d",)}, "mnms": {}, "nnunet": {}, "nifti": {"frames": ("all",)}, "dicom": {}, "echonet": {},
-    "echonet-synthetic": {}, "camus": {"view": ("2CH", "4CH"), "labels": ("all",)}, "video": {}}
+    "acdc": {"frames": ("4d",)}, "mnms": {}, "nnunet": {"hu": ("any",)}, "nifti": {"frames": ("all",)}, "dicom": {},
+    "echonet": {}, "echonet-synthetic": {}, "camus": {"view": ("2CH", "4CH"), "labels": ("all",)}, "video": {},
+    "msd": {"hu": ("any",)}, "slices": {}}
 """What may follow the question mark, per format read from files."""
 FILES = ("nifti", "dicom", "video")
 """Formats whose PATH may be one file."""
@@ -53,7 +55,7 @@ def open_data(spec: str, split_file: Path | None = None) -> Dataset:
         return open_phantom(rest, spec, split_file)
     if not colon or kind not in OPTIONS:
         raise EdgesegError(f"{spec}: name the format first, one of {', '.join(f'{k}:PATH' for k in OPTIONS)} "
-                           "or phantom:cine, phantom:echo")
+                           "or phantom:cine, phantom:echo, phantom:ct")
     path, options = split_options(rest, spec)
     for key, value in options.items():
         if value not in OPTIONS[kind].get(key, ()):
@@ -93,8 +95,10 @@ def open_phantom(rest: str, spec: str, split_file: Path | None) -> Dataset:
         from edgeseg.phantoms.cine import cine_dataset as dataset
     elif name == "echo":
         from edgeseg.phantoms.echo import echo_dataset as dataset
+    elif name == "ct":
+        from edgeseg.phantoms.ct import ct_dataset as dataset
     else:
-        raise EdgesegError(f"{spec}: unknown phantom {name!r}: there are phantom:cine and phantom:echo")
+        raise EdgesegError(f"{spec}: unknown phantom {name!r}: there are phantom:cine, phantom:echo and phantom:ct")
     data = dataset(options, spec)
     if split_file is None:
         return data

@@ -29,6 +29,7 @@ def write_labels(path: Path, labels: np.ndarray, provenance: dict[str, Any]) -> 
     header.set_intent("none")
     header["cal_min"] = header["cal_max"] = 0  # the image's display window
     header.extensions.clear()  # may hold what the scanner wrote of the patient
+    labels = np.flip(labels, provenance.get("flipped", ()))
     array = labels.transpose(2, 1, 0).reshape(provenance["shape"])
     if array.ndim > 2:
         array = np.moveaxis(array, 2, provenance.get("slice_axis", 2))

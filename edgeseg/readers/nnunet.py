@@ -12,16 +12,20 @@ from typing import Any
 from edgeseg.errors import EdgesegError
 from edgeseg.labels import IGNORE, LabelScheme
 from edgeseg.readers.dataset import CaseRef, Dataset
+from edgeseg.readers.hu import read_hu
 from edgeseg.readers.nifti import ENDINGS, read_case, read_channels, stem
 from edgeseg.readers.splits import split_of_patients
 
 
-def open_nnunet(root: Path, *, spec: str, split_file: Path | None = None) -> Dataset:
+def open_nnunet(root: Path, *, spec: str, split_file: Path | None = None, hu: str = "") -> Dataset:
     """`nnunet:PATH`: the cases of imagesTr with labels, and those of imagesTs without (split None).
 
     The patient of a case is the one that patients.json beside dataset.json ({"case": "patient"}) names, else the
     case's name without its frame or phase (`patient_of`), so that ED and ES of one heart stay in one split. Labels that
     are regions become exclusive classes, painted in regions_class_order. `ignore` becomes 255.
+
+    Images of CT alone must hold Hounsfield units (hu.py) unless `hu` is "any"; with other modalities beside them they
+    often are crops without air. Images stay as they lie in the file, which is how nnU-Net sees them.
     """
     file = root / "dataset.json"
     about = read_json(file, "nnU-Net's raw data set folder has one")
@@ -39,10 +43,12 @@ def open_nnunet(root: Path, *, spec: str, split_file: Path | None = None) -> Dat
         raise EdgesegError(f"{root}: holds no case in imagesTr or imagesTs")
     patients = {c: patient_of(c) for c in (*train, *test)} | read_patients(root / "patients.json")
     split = split_of_patients([patients[c] for c in train], root, split_file) if train else {}
+    hounsfield = not hu and all(name == "CT" for name in channels.values())  # nnU-Net's name for it
     refs = []
     for case, images in [*train.items(), *test.items()]:
         patient = patients[case]
-        load = partial(read_case, images, labels.get(case), id=case, patient=patient, scheme=scheme, values=values)
+        read = read_hu if hounsfield else read_case
+        load = partial(read, images, labels.get(case), id=case, patient=patient, scheme=scheme, values=values)
         refs.append(CaseRef(case, patient, split.get(patient) if case in train else None, None, None, None, load))
     return Dataset(str(about.get("name") or root.resolve().name), spec, tuple(refs), scheme,
                    str(about.get("licence") or about.get("license") or "unknown"),

@@ -2,10 +2,16 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeseg.errors import EdgesegError
+
+if TYPE_CHECKING:
+    from edgeseg.readers.dataset import Dataset
 
 SPLITS = ("train", "dev", "val")
 DEV_SHARE, VAL_SHARE = 0.1, 0.2
@@ -69,3 +75,25 @@ def seeded_split(patients: Iterable[str], seed: int = 0) -> dict[str, str]:
     val = max(1, round(VAL_SHARE * n)) if n >= 2 else 0
     dev = max(1, round(DEV_SHARE * n)) if n >= 3 else 0
     return {p: "val" if i < val else "dev" if i < val + dev else "train" for i, p in enumerate(order)}
+
+
+def take_fraction(dataset: "Dataset", fraction: float, seed: int) -> "Dataset":
+    """`dataset` with only `fraction` (0..1) of its patients of split train, all cases of each; dev, val and what is in
+    no split stay whole.
+
+    round(fraction * patients), a half upwards, are kept: the first ones in the order of a hash of seed and name. So a
+    smaller fraction of one seed lies within a larger one, on every machine.
+
+    Raises:
+        EdgesegError: a fraction that is not above 0 and at most 1, or that leaves no patient.
+    """
+    if not 0 < fraction <= 1:
+        raise EdgesegError(f"fraction is the share of the training patients, above 0 and at most 1, not {fraction}")
+    patients = dataset.select("train").patients()
+    count = math.floor(fraction * len(patients) + 0.5)
+    if not count:
+        raise EdgesegError(f"{dataset.spec}: fraction {fraction:g} of {len(patients)} training patient(s) leaves none: "
+                           "raise it, or bring more patients")
+    order = sorted(patients, key=lambda p: hashlib.sha256(f"fraction:{seed}:{p}".encode()).digest())
+    kept = set(order[:count])
+    return replace(dataset, refs=tuple(r for r in dataset.refs if r.split != "train" or r.patient in kept))

@@ -16,10 +16,12 @@ def build_student(spec: dict[str, Any]) -> nn.Module:
     from edgeseg.students.convlstm import ConvLSTM, ConvLSTMSpec
     from edgeseg.students.dense import DenseSpec, DenseUNet
     from edgeseg.students.mobilenetv2 import MobileNetV2Spec, MobileNetV2UNet
+    from edgeseg.students.unet import UNet, UNetSpec
 
     families: dict[str, tuple[Any, Any]] = {"mobilenetv2": (MobileNetV2Spec, MobileNetV2UNet),
                                             "dense": (DenseSpec, DenseUNet),
-                                            "convlstm": (ConvLSTMSpec, ConvLSTM)}
+                                            "convlstm": (ConvLSTMSpec, ConvLSTM),
+                                            "unet": (UNetSpec, UNet)}
     if (family := spec.get("family")) not in families:
         raise EdgesegError(f"unknown student family {family!r}; known: {', '.join(families)}")
     spec_class, network = families[family]

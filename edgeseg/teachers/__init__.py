@@ -1,7 +1,8 @@
 """Teachers: segmentation networks that a lab already has, read as they are. Importing this package imports no torch.
 
 What distillation asks of one (`Teacher`): scheme, channels, ignore, preprocessing, mirror_axes, stride, name and
-provenance; `predict(case, tta)` = its own full pipeline; and, unless `predict_only`, `logits(x)` and `network()`.
+provenance; `predict(case, tta)` = its own full pipeline; and, unless `predict_only`, `logits(x)`, the module `running`
+that it runs (features are read there) and `network()`, a copy for export.
 """
 
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 from edgeseg.errors import EdgesegError, need
 
-KINDS = {"nnunet": "MODEL_FOLDER", "deeplabv3": "CHECKPOINT", "targets": "FOLDER"}
+KINDS = {"nnunet": "MODEL_FOLDER", "deeplabv3": "CHECKPOINT", "multitask": "FOLDER", "targets": "FOLDER"}
 
 
 def open_teacher(spec: str, **options: Any) -> Any:
     """Open the teacher that `spec` names: `nnunet:MODEL_FOLDER` (nnU-Net v2), `deeplabv3:CHECKPOINT` (EchoNet-Dynamic's
-    layout), `targets:FOLDER` (what `edgeseg targets` stored of one or several).
+    layout), `multitask:FOLDER` (a U-Net or transformer U-Net of `edgeseg train-teacher`), `targets:FOLDER` (what
+    `edgeseg targets` stored of one or several).
 
     `options` are those of `NnUNetTeacher.open` (folds, configuration, trust, device, bf16); the others take what
     concerns them.
@@ -36,6 +38,10 @@ def open_teacher(spec: str, **options: Any) -> Any:
         from edgeseg.teachers.deeplabv3 import DeepLabV3Teacher
 
         return DeepLabV3Teacher.open(path, **options)
+    if kind == "multitask":
+        from edgeseg.teachers.multitask import MultiTaskTeacher
+
+        return MultiTaskTeacher.open(path, **options)
     from edgeseg.teachers.nnunet import NnUNetTeacher
 
     return NnUNetTeacher.open(path, **options)

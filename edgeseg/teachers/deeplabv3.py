@@ -108,6 +108,11 @@ class DeepLabV3Teacher:
         p = np.concatenate(found)
         return (p > 0.5).astype(np.uint8), np.stack([1 - p, p], axis=1)
 
+    @property
+    def running(self) -> nn.Module:
+        """The network as `logits` runs it, for forward hooks; module paths as in `network()`."""
+        return self._network
+
     def network(self) -> nn.Module:
         """For export: [1, 1, 112, 112] normalised by GREY -> [1, 2, 112, 112]."""
         import copy

@@ -216,6 +216,11 @@ class NnUNetTeacher:
                     self._mirror_axes)
         return self._predictor
 
+    @property
+    def running(self) -> torch.nn.Module:
+        """The first fold's network as `logits` runs it, for forward hooks; module paths as in `network()`."""
+        return self._networks[0]
+
     def network(self) -> torch.nn.Module:
         """A copy of the first fold's network on the CPU, deep supervision off: [1, C, *patch] -> [1, heads, *patch].
 

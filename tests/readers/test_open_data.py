@@ -39,8 +39,8 @@ def test_references_can_be_pickled_for_worker_processes(acdc):
 
 
 @pytest.mark.parametrize(("spec", "word"), [
-    ("somewhere", "acdc:PATH"), ("msd:somewhere", "acdc:PATH"), ("acdc:", "no such folder"),
-    ("phantom:ct", "phantom 'ct'"), ("acdc:{}?frames=2d", "no option frames=2d"), ("acdc:{}?x", "?key=value"),
+    ("somewhere", "acdc:PATH"), ("mha:somewhere", "acdc:PATH"), ("acdc:", "no such folder"),
+    ("phantom:brain", "phantom 'brain'"), ("acdc:{}?frames=2d", "no option frames=2d"), ("acdc:{}?x", "?key=value"),
     ("mnms:{}?frames=4d", "no option"),
 ])
 def test_unknown_formats_and_options_are_refused(tmp_path, spec, word):

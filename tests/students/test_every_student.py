@@ -17,6 +17,8 @@ MEMBERS = [
     (DENSE | {"head": "bilinear", "up": "transposed", "activation": "hardswish"}, (96, 48, 24, 12)),
     (DENSE | {"expansions": [0, 0, 0, 2, 4], "blocks": [1, 1, 1, 2, 2]}, (96, 48, 24, 12)),
     ({"family": "convlstm", "blocks": 4, "filters": 4}, (96, 48, 24, 12)),
+    ({"family": "unet"}, (96,)),
+    ({"family": "unet", "widths": [4, 6, 8, 10]}, (96,)),
 ]
 every = pytest.mark.parametrize(("values", "sizes"), MEMBERS, ids=range(len(MEMBERS)))
 
@@ -26,7 +28,7 @@ def member(values, **more):
 
 
 @every
-def test_four_outputs_in_training_one_in_evaluation(values, sizes):
+def test_a_list_of_outputs_in_training_and_its_first_in_evaluation(values, sizes):
     model, x = member(values), torch.randn(2, 2, 96, 96)
     assert [tuple(o.shape) for o in model.train()(x)] == [(2, 5, s, s) for s in sizes]
     with torch.inference_mode():

@@ -1,0 +1,99 @@
+"""Feature distillation: a student's embeddings brought near a teacher's.
+
+Supervised InfoNCE: an anchor i (student) and the teacher's keys, classes c from the label map, s = cosine / tau:
+
+    L = mean over i, mean over p with c_p = c_i of  -log( e^s_ip / (e^s_ip + sum over n with c_n != c_i of e^s_in) )
+
+InfoNCE (van den Oord, Li and Vinyals 2018) with one positive at a time and every key of another class as a negative, as
+in contrast between pixels (Wang et al. 2021). Anchors are held against the teacher's keys alone: to hold the student
+against itself needs no teacher, and what it gained would not be distilled.
+
+Instance InfoNCE: one vector an image; the positive is the teacher's vector of the same image, the negatives are those
+of the other images of the batch. No label enters. Two slices of one patient are negatives of each other.
+
+MSE: the student's map against the teacher's, each channel of which is standardised (mean 0, deviation 1 over the
+batch), so that a weight means the same for every teacher.
+
+The functions keep the precision that they are given.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from edgeseg.labels import IGNORE
+
+Places = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""(image, row, column) of sampled pixels, int64 [n] each."""
+
+ANCHORS = 512
+"""Pixels sampled from a batch, for anchors and for keys. The similarities are 512 x 512: 1 MiB in float32."""
+
+
+def draw_places(classes: torch.Tensor, generator: torch.Generator, most: int = ANCHORS) -> Places:
+    """At most `most` different pixels of a batch of class maps [B, h, w], none of them IGNORE.
+
+    Pixels fall into groups: of each class those at a border and those inside. Each group is as likely as any other to
+    give the next pixel, until it is empty: half of what is drawn of a class lies at its border, where segmentation goes
+    wrong, and a small structure gives as many as the background. (Weighted sampling without replacement: the largest of
+    log weight + Gumbel noise, Efraimidis and Spirakis 2006.)
+
+    Args:
+        generator: on the device of `classes`; all randomness comes from it.
+    """
+    known = classes != IGNORE
+    group = (2 * classes.long() + at_border(classes))[known]
+    count = torch.bincount(group)
+    # in logarithms: weight 1 / count, Gumbel noise -log(E) with E exponential
+    score = -count[group].log() - torch.empty(len(group), device=classes.device).exponential_(generator=generator).log()
+    chosen = score.topk(min(most, len(group))).indices
+    image, row, column = (index[chosen] for index in known.nonzero(as_tuple=True))
+    return image, row, column
+
+
+def at_border(classes: torch.Tensor) -> torch.Tensor:
+    """bool [B, h, w]: a known pixel with another class (not IGNORE) among its eight neighbours."""
+    values, unknown = classes.float(), classes == IGNORE
+    highest = F.max_pool2d(values.masked_fill(unknown, -1)[:, None], 3, 1, 1)[:, 0]
+    lowest = -F.max_pool2d(-values.masked_fill(unknown, IGNORE)[:, None], 3, 1, 1)[:, 0]
+    return ~unknown & (highest != lowest)
+
+
+def classes_at(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Class indices [B, H, W] -> [B, h, w]: of each cell the class of the pixel at its centre. (By majority, thin
+    structures would be lost on a coarse map.)"""
+    if tuple(labels.shape[-2:]) == size:
+        return labels
+    return F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0].to(labels.dtype)
+
+
+def supervised_infonce(anchors: torch.Tensor, keys: torch.Tensor, classes: torch.Tensor, tau: float) -> torch.Tensor:
+    """The first loss above -> scalar.
+
+    Args:
+        anchors, keys: the student's and the teacher's embeddings [n, D] of the same n pixels; both may have a gradient.
+        classes: int [n].
+
+    Without any negative (one class only, or no pixel at all) the result is 0 and so is its gradient: positives alone
+    would be fulfilled by a constant embedding.
+    """
+    same = classes[:, None] == classes
+    if not len(classes) or bool(same.all()):
+        return 0 * (anchors.sum() + keys.sum())
+    similarity = F.normalize(anchors) @ F.normalize(keys).T / tau
+    negatives = similarity.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
+    terms = F.softplus(negatives - similarity).masked_fill(~same, 0)  # softplus(n - p) = -log(e^p / (e^p + e^n))
+    return (terms.sum(1) / same.sum(1)).mean()
+
+
+def instance_infonce(anchors: torch.Tensor, keys: torch.Tensor, tau: float) -> torch.Tensor:
+    """Cross-entropy of cosine / tau on the diagonal: embeddings [B, D] of the same B images -> scalar. A batch of one
+    has no negatives: 0, and so is its gradient."""
+    similarity = F.normalize(anchors) @ F.normalize(keys).T / tau
+    return F.cross_entropy(similarity, torch.arange(len(anchors), device=anchors.device))
+
+
+def feature_mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Mean square difference of maps [B, C, h, w] -> scalar, the teacher's standardised, without gradient."""
+    teacher = teacher.detach()
+    std, mean = torch.std_mean(teacher, (0, 2, 3), correction=0, keepdim=True)
+    return F.mse_loss(student, (teacher - mean) / (std + 1e-5))
