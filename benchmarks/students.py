@@ -3,16 +3,19 @@
     students.py WORK NAME... [--export | --score] [--predict TTA...] [--quick]
 
 WORK/NAME.toml is a recipe, WORK/NAME its run (score.json in it: Dice on val; cost.json: what its network and its
-teacher's cost), WORK/NAME.edgeseg its bundle; WORK/teacher-labels are the teacher's label maps of val. What is finished
+teacher's cost), WORK/NAME.edgeseg its bundle; WORK/teacher-labels are the teacher's label maps of val, WORK/cache-* the
+cases that students share. What is finished
 is left as it is, what was interrupted goes on: the same command, given again, does the rest.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +176,16 @@ def train(work: Path, name: str) -> Run:
 
     if (work / name / "run.json").exists():
         return Run.open(work / name)
-    return distill(Recipe.load(work / f"{name}.toml"), work / name, resume=(work / name / "recipe.toml").exists())
+    recipe = Recipe.load(work / f"{name}.toml")
+    return distill(recipe, work / name, resume=(work / name / "recipe.toml").exists(), cache=work / shared(recipe))
+
+
+def shared(recipe: Recipe) -> str:
+    """Folder of the prepared cases: one for all recipes that need the same."""
+    soft = recipe.kd_weight > 0 and recipe.targets != "network"
+    parts = (recipe.data, recipe.split_file, recipe.final, recipe.size, recipe.spacing, recipe.teacher,
+             soft and (recipe.folds, recipe.configuration, recipe.tta))
+    return f"cache-{sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
 
 
 def export_run(run: Run, out: Path, quick: bool) -> None:

@@ -31,12 +31,15 @@ def distill(
     machine: Machine | None = None,
     trust_checkpoint: bool = False,
     say: Say = print,
+    cache: Path | None = None,
 ) -> Run:
     """Distil the recipe's teacher into its student and leave a finished run in `out`.
 
     Args:
         resume: go on from the last finished epoch of an interrupted run in `out`, with the recipe kept there.
         trust_checkpoint: allow a teacher checkpoint that needs full unpickling.
+        cache: prepared cases and stored targets go here and stay, for other runs with the same data, grid, teacher and
+            test-time augmentation; default: into the run, and away when it is finished.
 
     Raises:
         EdgesegError: bad input, or `out` is there and `resume` is not asked for.
@@ -44,14 +47,15 @@ def distill(
     machine = machine or Machine()
     fresh = not out.exists()
     try:
-        return run_distillation(recipe, out, resume, machine, trust_checkpoint, say)
+        return run_distillation(recipe, out, resume, machine, trust_checkpoint, say, cache)
     except EdgesegError as error:
         if fresh and not isinstance(error, Interrupted) and not (out / "last.ckpt").exists():
             shutil.rmtree(out, ignore_errors=True)  # bad input leaves nothing behind
         raise
 
 
-def run_distillation(recipe: Recipe, out: Path, resume: bool, machine: Machine, trust: bool, say: Say) -> Run:
+def run_distillation(recipe: Recipe, out: Path, resume: bool, machine: Machine, trust: bool, say: Say,
+                     cache: Path | None = None) -> Run:
     begun = time.monotonic()
     check_machine(machine, recipe.batch_size)
     first = is_first_process()
@@ -72,7 +76,7 @@ def run_distillation(recipe: Recipe, out: Path, resume: bool, machine: Machine, 
     student = make_student(recipe, len(teacher.channels) if teacher else channels_of(dataset), len(scheme.names))
     preprocessing = student_grid(recipe, teacher, student.spec.stride, student.spec.in_channels)
     say(describe(student, preprocessing, dataset, teacher))
-    module = train_network(student, recipe, dataset, scheme, preprocessing, out, machine, say, teacher, begun=begun)
+    module = train_network(student, recipe, dataset, scheme, preprocessing, out, machine, say, teacher, cache, begun)
 
     metrics = {"dev": module.best, "history": module.history, "seconds": round(module.seconds, 1),
                "machine": described(machine)}
