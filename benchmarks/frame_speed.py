@@ -32,7 +32,7 @@ from edgeseg.measure.frame_queue import MODE
 from edgeseg.measure.latency import Latency
 from edgeseg.measure.statistics import Interval, bootstrap_interval, ratio_interval
 from edgeseg.measure.turns import BLOCK_SECONDS, DISCARD, Block, Job, Turns, started, take_turns
-from edgeseg.runtime.throughput import REQUESTS_PER_STREAM
+from edgeseg.runtime.throughput import FRAMES_PER_REQUEST, REQUESTS_PER_STREAM
 
 IMAGES_PER_SECOND, ALL_CORES_MS, ONE_CORE_MS, TIMES = 1000.0, 1.3, 2.0, 60.0
 """The limits, for two cores; TIMES: as many images per second as a full-width nnU-Net 2D network."""
@@ -99,7 +99,7 @@ def rows_of(name: str, job: Job, ready: dict[str, Any], taken: Turns) -> list[Ro
 
 def discard(threads: int) -> int:
     """Calls at the start of a block that do not count: they also bring what was ready when the last block ended."""
-    return DISCARD + REQUESTS_PER_STREAM * threads
+    return DISCARD + REQUESTS_PER_STREAM * threads * FRAMES_PER_REQUEST
 
 
 def measure(jobs: dict[str, Job], seconds: float, seed: int) -> tuple[list[Row], dict[str, Interval], dict[str, Any]]:

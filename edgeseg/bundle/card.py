@@ -20,7 +20,7 @@ SYNTHETIC = "phantom"
 """Data set of synthetic images."""
 TIER = 0.999
 """MLPerf's higher accuracy tier (INT8 over FP32), reported beside the 99 % gate."""
-SPLITS = {"dev": "dev: every choice was made on it", "val": "val: only reported, nothing was chosen on it"}
+SPLITS = {"dev": "dev: every choice was made on it", "val": "val: kept for reporting"}
 FITTED = "dev: the last training saw these patients too, so this is no estimate for new ones"
 
 
@@ -64,8 +64,12 @@ def stream(m: Manifest) -> str:
 
 def data(m: Manifest) -> str:
     patients = ", ".join(f"{n} {split}" for split, n in m.data.patients.items())
+    if m.distillation.get("final"):
+        patients += " patients, trained on train and dev"
+    else:
+        patients += " patients"
     teacher = ", ".join(f"{k} {v}" for k, v in m.teacher.items() if isinstance(v, str | int | float | list))
-    return (f"- Data: {m.data.name} ({patients} patients), licence: {m.data.licence}.\n"
+    return (f"- Data: {m.data.name} ({patients}), licence: {m.data.licence}.\n"
             "- The weights carry the terms of the data that they were trained on: "
             f"{m.licences.get('weights', 'not stated')} (see LICENSE).\n"
             f"- Teacher: {teacher or 'none: trained on labels only'}.")
@@ -146,7 +150,8 @@ def dice(m: Manifest) -> str:
         kind = ", synthetic images" if m.data.name.startswith(SYNTHETIC) else ""
         return "\n\n".join([f"Cases of {m.data.name}{kind}.", *(
             f"On {splits[split]}. Mean over patients [95 % interval].\n\n"
-            + dice_table([s for s in m.measured.scores if s.split == split]) for split in splits)])
+            + dice_table([s for s in m.measured.scores if s.split == split]) for split in splits),
+            *([f"Note: {note}"] if (note := m.distillation.get("note")) else [])])
     best = None if m.distillation.get("final") else m.measured.training.get("dev")
     value = best.get("dice") if isinstance(best, dict) else None
     return f"Dice on dev when training ended: {value:.4f}." if isinstance(value, float) else "Not measured."

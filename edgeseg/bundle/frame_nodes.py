@@ -50,6 +50,7 @@ class Nodes:
         return self.op(kind, x, self.constant(axes, np.int64), keepdims=1)
 
     def reshape(self, x: str, shape: tuple[int, ...], out: str | None = None) -> str:
+        """0 keeps that side: written so, a graph may be given several frames at once (`runtime.throughput`)."""
         return self.op("Reshape", x, self.constant(shape, np.int64), out=out)
 
     def turn(self, x: str, out: str | None = None) -> str:
@@ -102,7 +103,7 @@ def add_forward(g: Nodes, protocol: FrameProtocol, preprocessing: Preprocessing,
         sums = g.reduce("ReduceSum", size, (1, 3)), g.op("MatMul", g.constant(ones), size)
         if len(preprocessing.channels) > 1:
             sums = sums[0], g.reduce("ReduceSum", sums[1], (1,))
-        box = span(g, g.reshape(sums[0], (1, 1, 1, -1)), 3), span(g, g.reshape(sums[1], (1, 1, -1, 1)), 2)
+        box = span(g, g.reshape(sums[0], (0, 1, 1, -1)), 3), span(g, g.reshape(sums[1], (0, 1, -1, 1)), 2)
     largest = g.op("Max", high, g.op("Neg", low)) if protocol.dtype == "float32" else None
     parts = [normalised(g, part, n, box, largest)
              for part, n in zip(g.channels(x, len(preprocessing.channels)), preprocessing.channels, strict=True)]
@@ -112,7 +113,7 @@ def add_forward(g: Nodes, protocol: FrameProtocol, preprocessing: Preprocessing,
     if len(parts) > 1:
         g.turn(x, out=image)
     else:
-        g.reshape(x, (1, 1, len(rows), len(cols)), out=image)
+        g.reshape(x, (0, 1, len(rows), len(cols)), out=image)
     return floor
 
 
@@ -165,7 +166,7 @@ def z_scored(g: Nodes, x: str, box: tuple[str, str], largest: str | None) -> str
 
 def rescaled(g: Nodes, x: str, box: tuple[str, str]) -> str:
     """To 0..1 by the minimum and maximum inside the box."""
-    rows, cols = g.reshape(box[0], (1, 1, -1, 1)), g.reshape(box[1], (1, 1, 1, -1))
+    rows, cols = g.reshape(box[0], (0, 1, -1, 1)), g.reshape(box[1], (0, 1, 1, -1))
     inside = g.op("Greater", g.op("Mul", rows, cols), g.constant(0))
     high = g.reduce("ReduceMax", g.op("Where", inside, x, g.constant(-LARGEST)), (2, 3))
     low = g.reduce("ReduceMin", g.op("Where", inside, x, g.constant(LARGEST)), (2, 3))
@@ -189,11 +190,11 @@ def add_backward(g: Nodes, protocol: FrameProtocol, logits: str, tail: Tail, flo
     step = np.arange(steps)
     channel = (np.arange(classes)[:, None] * steps + step) * steps  # [class, row step], of column step 0
     # OpenVINO computes with the channels last: this order costs nothing there, the other way 0.1 ms
-    x = g.reshape(g.op("Transpose", logits, perm=[0, 2, 3, 1]), (1, 1, h, w * channel.size * steps))
-    x = g.reshape(g.turn(x), (w * channel.size * steps, h))
-    x = g.weighted(x, 0, [(((at // steps) * channel.size * steps + at % steps)[:, None] + channel.ravel(),
+    x = g.reshape(g.op("Transpose", logits, perm=[0, 2, 3, 1]), (0, 1, h, w * channel.size * steps))
+    x = g.reshape(g.turn(x), (0, w * channel.size * steps, h))
+    x = g.weighted(x, 1, [(((at // steps) * channel.size * steps + at % steps)[:, None] + channel.ravel(),
                            weight[:, None, None]) for at, weight in taps(cols[left:right])])
-    x = g.reshape(x, (1, 1, right - left, channel.size * h))  # a line for each column: class, row step, row
+    x = g.reshape(x, (0, 1, right - left, channel.size * h))  # a line for each column: class, row step, row
     x = g.turn(x)
     x = add_labels(g, [g.weighted(x, 1, [((k * steps + at % steps) * h + at // steps, weight[:, None, None])
                                          for at, weight in taps(rows[top:bottom])]) for k in range(classes)],
@@ -202,7 +203,7 @@ def add_backward(g: Nodes, protocol: FrameProtocol, logits: str, tail: Tail, flo
     if (top, bottom, left, right) != (0, height, 0, width):
         pads = g.constant([0, top, 0, left, 0, height - bottom, 0, width - right], np.int64)
         x = g.op("Pad", x, pads, g.constant(values[0], np.uint8))
-    g.reshape(x, (1, height, width), out=LABELS)
+    g.reshape(x, (0, height, width), out=LABELS)
 
 
 def add_labels(g: Nodes, excess: list[str], floor: str, values: tuple[int, ...]) -> str:

@@ -76,6 +76,7 @@ class Recipe:
         validate_every: epochs between validations on dev (the last epoch is always validated).
         final: train on dev as well, once every choice is made: the last epoch is kept, and a score on dev estimates
             nothing any more. Dev patients still calibrate nothing.
+        note: what a reader of the model card must know of how these settings were found.
         precision: Lightning's precision, or `auto`: bf16 where the device has it natively, else 32-bit.
     """
 
@@ -114,6 +115,7 @@ class Recipe:
     final: bool = False
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     seed: int = 0
+    note: str = ""
 
     def __post_init__(self) -> None:
         if not self.data:

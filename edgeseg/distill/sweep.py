@@ -36,7 +36,7 @@ SHARED = ("data", "split_file", "fraction", "hu_window", "size", "spacing", "aug
 """Data, budget, optimiser and schedule: the published gains of one thesis are confounded by all four."""
 UNPREPARED = ("loss", "own_layers", "kd_weight", "temperature", "t_squared", "features", "expansion", "width_mult",
               "augment", "mirror", "noise", "clip", "epochs", "batch_size", "learning_rate", "weight_decay",
-              "ema", "validate_every", "precision", "seed", "targets", "tta", "folds", "configuration")
+              "ema", "validate_every", "precision", "seed", "note", "targets", "tta", "folds", "configuration")
 """Fields that prepared cases do not depend on (the last four: only where the teacher's predictions are stored)."""
 
 

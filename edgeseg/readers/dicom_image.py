@@ -26,7 +26,8 @@ MACROS = ("PixelMeasuresSequence", "PlanePositionSequence", "PlaneOrientationSeq
           "CTImageFrameTypeSequence")
 """Functional groups that are read: a frame's own go before those that all frames share."""
 TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "PatientID",
+    *(REFERENCE := ("SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID")), "StudyInstanceUID", "SeriesInstanceUID",
+    "SeriesNumber", "PatientID",
     "Manufacturer", "ImageType", "CardiacNumberOfImages", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
     "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "PixelSpacing", "ImagePositionPatient",
     "ImageOrientationPatient", "SpacingBetweenSlices", "SliceThickness", "RescaleSlope", "RescaleIntercept",
@@ -45,6 +46,20 @@ class Grey:
     inverted: bool
     slope: float
     intercept: float
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What a reference to a file needs: its class and UID, and its frame of reference ("" without)."""
+
+    storage: str
+    uid: str
+    frame_of_reference: str
+
+    @classmethod
+    def of(cls, data: Any) -> "Instance":
+        """From a header with the elements REFERENCE."""
+        return cls(*(str(value([data], name) or "") for name in REFERENCE))
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,7 @@ class Slice:
     kind: tuple[str, ...]
     moments: tuple[float | None, ...]
     grey: Grey
+    instance: Instance
 
     @property
     def normal(self) -> np.ndarray:
@@ -200,7 +216,7 @@ def one_slice(path: Path, k: int, syntax: str, shape: tuple[int, int], own: list
                 numbers(own, "RescaleSlope", 1, (1.0,))[0], numbers(own, "RescaleIntercept", 1, (0.0,))[0])
     return Slice(path, k, syntax, shape, numbers(own, "ImagePositionPatient", 3), row, column, spacing,
                  gap if gap > 0 else 1.0, tuple(map(str, kind))[2:] if not isinstance(kind, str) else (),
-                 tuple(moments), grey)
+                 tuple(moments), grey, Instance.of(own[-1]))
 
 
 def value(own: Sequence[Any], keyword: str) -> Any:

@@ -24,7 +24,7 @@ from edgeseg import __version__
 from edgeseg.errors import EdgesegError, need
 from edgeseg.files import new_file
 from edgeseg.labels import LabelScheme
-from edgeseg.readers.dicom_image import short_hash
+from edgeseg.readers.dicom_image import REFERENCE, Instance, short_hash
 from edgeseg.runtime.dicom_codes import ANATOMY, description, structure
 from edgeseg.runtime.dicom_series import Plane
 from edgeseg.runtime.segmenter import Segmenter
@@ -66,38 +66,29 @@ class Maker:
             entropy_srcs=[__version__, self.serial, self.kind, repr(sorted(self.settings.items())), *sources]))
 
 
-@dataclass(frozen=True)
-class Instance:
-    """What a reference to a file needs: its class and UID, and its frame of reference ("" without)."""
-
-    storage: str
-    uid: str
-    frame_of_reference: str
-
-
 class Sources:
-    """The headers of a series' files: the first one whole (`head`), of each what refers to it.
+    """The headers of a series' files: that of the first one whole (`head`), of each what refers to it.
 
     `stand_ins`: of planes, see there; the same ones serve for every phase.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, first: Path) -> None:
         self._known: dict[Path, Instance] = {}
         self.stand_ins: dict[tuple[Any, ...], list[Any]] = {}
-        self.head = self._read(files[0])
+        self.head = self._read(first)
         for name in PATIENT:
             if name not in self.head:
                 setattr(self.head, name, "")
         if "SeriesInstanceUID" not in self.head or "StudyInstanceUID" not in self.head:
-            raise EdgesegError(f"{files[0]}: says no series and study (SeriesInstanceUID, StudyInstanceUID): a result "
+            raise EdgesegError(f"{first}: says no series and study (SeriesInstanceUID, StudyInstanceUID): a result "
                                "could not be filed: repair it")
 
-    def of(self, path: Path) -> Instance:
-        if path not in self._known:
-            data = self._read(path, ["SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID"])
-            self._known[path] = Instance(*(str(data.get(name) or "") for name in (
-                "SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID")))
-        return self._known[path]
+    def of(self, plane: Plane) -> Instance:
+        if plane.instance:
+            return plane.instance
+        if plane.path not in self._known:
+            self._known[plane.path] = Instance.of(self._read(plane.path, list(REFERENCE)))
+        return self._known[plane.path]
 
     @staticmethod
     def _read(path: Path, tags: list[str] | None = None) -> Any:
@@ -121,7 +112,7 @@ def make_seg(maker: Maker, sources: Sources, planes: Sequence[Plane], labels: np
     """
     highdicom = need("highdicom", "dicom")
     logging.getLogger("highdicom").setLevel(logging.ERROR)  # that a SEG without any structure has empty frames
-    references = {f"{FRAME_ORIGIN}{k}": (sources.of(p.path), p.frame) for k, p in enumerate(planes)}
+    references = {f"{FRAME_ORIGIN}{k}": (sources.of(p), p.frame) for k, p in enumerate(planes)}
     origins = {i.frame_of_reference for i, _ in references.values()}
     if len(origins) > 1:
         raise EdgesegError(f"{planes[0].path}: is of a stack with several frames of reference: these are no volume")

@@ -17,7 +17,7 @@ import numpy as np
 from edgeseg.errors import EdgesegError, need
 from edgeseg.readers import dicom
 from edgeseg.readers.dicom_clip import decode_dicom
-from edgeseg.readers.dicom_image import Vector, optional, short_hash, value
+from edgeseg.readers.dicom_image import Instance, Vector, optional, short_hash, value
 from edgeseg.runtime.segmenter import Segmenter
 
 LOOP_TAGS = ["SOPInstanceUID", "SeriesNumber", "NumberOfFrames", "PerFrameFunctionalGroupsSequence"]
@@ -27,7 +27,7 @@ LOOP_TAGS = ["SOPInstanceUID", "SeriesNumber", "NumberOfFrames", "PerFrameFuncti
 class Plane:
     """One image of the source: a file, the frame in it (from 0), mm of rows and columns, and where it lies: centre of
     the first pixel, unit vectors along a row and down a column (DICOM axes, mm), mm of thickness; no position: a loop,
-    which lies nowhere."""
+    which lies nowhere. `instance`: where it was read already."""
 
     path: Path
     frame: int
@@ -36,6 +36,7 @@ class Plane:
     row: Vector = (1.0, 0.0, 0.0)
     column: Vector = (0.0, 1.0, 0.0)
     thickness: float | None = None
+    instance: Instance | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +125,8 @@ def of_stack(stack: dicom.Stack) -> Series:
 
 def read_stack(stack: dicom.Stack, t: int) -> Moment:
     case = stack.read(t)
-    planes = tuple(Plane(s.path, s.frame, s.spacing, s.position, s.row, s.column, s.gap) for _, s in stack.phases[t])
+    planes = tuple(Plane(s.path, s.frame, s.spacing, s.position, s.row, s.column, s.gap, s.instance)
+                   for _, s in stack.phases[t])
     return Moment(case.frames[:, 0], case.spacing, planes, gap=case.slice_spacing)
 
 

@@ -1,5 +1,6 @@
 """OpenVINO on the CPU, set so that one file gives the same numbers wherever it can."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ class OpenVINOBackend:
 
 
 def compiled(path: Path, precision: str, hint: str, streams: int,
-             threads: int, recurrent: bool = False) -> tuple[Any, tuple[int, ...], np.dtype]:
+             threads: int, recurrent: bool = False, batch: int = 0) -> tuple[Any, tuple[int, ...], np.dtype]:
     """The compiled network of a file, with the shape and the type of its image input; states besides it only if
-    `recurrent`.
+    `recurrent`. `batch`: images that it takes at once, where its graph can; default: as it is in the file.
 
     Raises:
         EdgesegError: a file that OpenVINO cannot load, without its weights or with a free shape; bf16 that it would not
@@ -61,7 +62,11 @@ def compiled(path: Path, precision: str, hint: str, streams: int,
         raise EdgesegError(f"{path.with_suffix('.bin')}: the weights of {path.name} are missing: copy both files")
     try:
         core = ov.Core()
-        model = core.compile_model(core.read_model(path), "CPU", settings(precision, threads, hint, streams))
+        graph = core.read_model(path)
+        if batch:
+            with suppress(RuntimeError):  # its inner shapes are fixed
+                graph.reshape([batch, *graph.inputs[0].shape[1:]])
+        model = core.compile_model(graph, "CPU", settings(precision, threads, hint, streams))
         one = recurrent or len(model.inputs) == 1
         shape = tuple(d.get_length() if d.is_static else None for d in model.inputs[0].partial_shape) if one else ()
     except RuntimeError as error:

@@ -30,6 +30,8 @@ VERIFICATION = "1.2.840.10008.1.1"
 """The class of C-ECHO."""
 OF_BEFORE = -1
 """The association of what an earlier run of the node received."""
+MANY = 50
+"""Objects in one association from which on it is worth a process of its own to write what will be made of them."""
 LAST = 5.0
 """Seconds that the series in work and the delivery under way have when the node ends; what is not done by then is done
 after the next start."""
@@ -106,6 +108,7 @@ class Node:
             association.abort()
         self.arrivals.wake()
         self._threads[1].join(LAST)
+        self.work.writer.close()
         if self.sender:
             for folder in self.sender.close(LAST):
                 self.log(f"results {folder.name}: not delivered, they stay in results/{folder.name}")
@@ -244,6 +247,8 @@ class Node:
         with self._lock:
             if number in self._counts:  # not when its connection has ended in the meantime
                 self._counts[number][kind] += 1
+                if self._counts[number][0] == MANY:
+                    self.work.writer.start()
 
     def _set_aside(self, path: Path, number: int, announced: str, why: str, status: int) -> Any:
         from pydicom.dataset import Dataset

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgeseg.errors import EdgesegError
 from edgeseg.runtime.dicom_report import make_report
-from edgeseg.runtime.dicom_results import write_segs
+from edgeseg.runtime.dicom_results import SegWriter, write_segs
 from edgeseg.runtime.dicom_seg import Maker, Sources, save
 from edgeseg.runtime.dicom_series import Series, find_series
 from edgeseg.runtime.segmenter import Segmenter
@@ -25,6 +25,7 @@ class Work:
     def __init__(self, segmenter: Segmenter, spool: Spool, maker: Maker, report: bool,
                  say: Callable[[str], None]) -> None:
         self.segmenter, self.spool, self.maker, self.report, self.say = segmenter, spool, maker, report, say
+        self.writer = SegWriter()
 
     def do(self, folder: Path) -> Path | None:
         """The results of ready/NAME, as a folder in results/. What cannot be segmented goes to quarantine."""
@@ -53,7 +54,6 @@ class Work:
         return results
 
     def _segment(self, series: Series, out: Path, name: str) -> int:
-        sources = Sources(series.files)
         segs: list[Any] = []
         measures = None
         if self.report:
@@ -61,17 +61,17 @@ class Work:
 
             measures = Measures(self.segmenter.scheme, series)
 
-        def seen(moment: Any, labels: Any, made: Any) -> None:
+        def seen(moment: Any, labels: Any, reference: Any) -> None:
             if measures:
                 measures.add(moment, labels)
-                segs.append(reference(made))
+                segs.append(reference)
 
-        written = write_segs(self.segmenter, self.maker, series, out, sources, seen)
+        written = write_segs(self.segmenter, self.maker, series, out, self.writer, seen)
         for note in written.notes:
             self.say(f"series {name}: {note}")
         if measures:
             if values := measures.values():
-                save(make_report(self.maker, sources, values, segs), out / f"{series.name}_report.dcm")
+                save(make_report(self.maker, Sources(series.files[0]), values, segs), out / f"{series.name}_report.dcm")
             else:
                 self.say(f"series {name}: no report: {measures.why}")
         return written.frames
@@ -85,16 +85,6 @@ class Work:
                 file.rename(part / file.name)
         place = self.spool.set_aside(part, without(why, folder))
         self.say(f"series {folder.name}: quarantined as {place.name}: {without(why, folder)}")
-
-
-def reference(made: Any) -> Any:
-    """What a report needs of a SEG, without its pixels."""
-    from pydicom.dataset import Dataset
-
-    data = Dataset()
-    for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
-        setattr(data, name, made[name].value)
-    return data
 
 
 def without(text: str, folder: Path) -> str:

@@ -50,16 +50,14 @@ class Server:
         log: takes lines, in any thread.
 
     Raises:
-        EdgesegError: no pyigtl, what `Stream` refuses, an address that cannot be had.
+        EdgesegError: no pyigtl or fastcrc, what `Stream` refuses, an address that cannot be had.
     """
 
     def __init__(self, bundle: Bundle | Path | str, host: str, port: int, backend: str = "openvino",
                  precision: str = "auto", threads: int | None = None, log: Log = lambda line: None,
                  limits: Limits | None = None) -> None:
+        wire.messages(), wire.crc64()  # a package that is missing is said now
         self.limits, self.log = limits or Limits(), log
-        if wire.slow_checksums():
-            log("crcmod was installed without a compiler: checksums cost some 15 ms a frame; install one, then "
-                "pip install --force-reinstall --no-cache-dir crcmod")
         self.streams = Streams(bundle if isinstance(bundle, Bundle) else open_bundle(bundle), backend, precision,
                                threads)
         self.streams.give(self.streams.take())  # what cannot work fails here, and the first client does not wait

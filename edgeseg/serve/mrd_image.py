@@ -5,9 +5,10 @@ no volume before the scan has ended, and masks that waited for it would hold the
 the bundle's manifest (`measured.streaming`).
 """
 
-import io
+import functools
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,52 +93,74 @@ def mask_message(image: Original, labels: np.ndarray, scheme: LabelScheme, step:
     Args:
         extra: meta attributes beside, or instead of, those of every mask.
     """
-    meta = meta_of(image) | {
+    head, attributes = image.head, image.attributes
+    if extra:
+        made = as_xml(mask_meta(attributes, head.read_dir, head.phase_dir, scheme) | extra)
+    else:
+        made = mask_attributes(attributes, tuple(head.read_dir), tuple(head.phase_dir), scheme)
+    return message_of(image, labels[None].astype(np.uint16), MAGNITUDE, step, made)
+
+
+@functools.lru_cache(maxsize=16)
+def mask_attributes(attributes: bytes, read_dir: tuple[float, ...], phase_dir: tuple[float, ...],
+                    scheme: LabelScheme) -> bytes:
+    """`mask_meta` as XML: the images of a series often differ in nothing that goes into it, and it takes as long as all
+    else that is made for a mask."""
+    return as_xml(mask_meta(attributes, read_dir, phase_dir, scheme))
+
+
+def mask_meta(attributes: bytes, read_dir: Iterable[float], phase_dir: Iterable[float],
+              scheme: LabelScheme) -> dict[str, Any]:
+    """Meta attributes of a mask of an image that has these."""
+    return meta_of(attributes, read_dir, phase_dir) | {
         "DataRole": ["Segmentation", "Quantitative"],  # Quantitative: the chain must not scale these values
         "ImageProcessingHistory": ["EDGESEG", "MASK"], "SequenceDescriptionAdditional": "edgeseg_mask",
         "SeriesDescriptionAdditional": "edgeseg_mask", "LUTFileName": LUT, "RescaleSlope": 1, "RescaleIntercept": 0,
         "WindowCenter": math.ceil(max(scheme.values) / 2), "WindowWidth": max(scheme.values) + 1,
         "ImageComments": "labels " + " ".join(f"{v}={n}" for n, v in structures(scheme)),
-    } | (extra or {})
-    return message_of(image, labels[None].astype(np.uint16), MAGNITUDE, step, meta | names_of(scheme))
+    } | names_of(scheme)
 
 
 def overlay_message(image: Original, labels: np.ndarray, scheme: LabelScheme) -> tuple[bytes, ...]:
     """The image in grey with its labels in colour, as MRD has colour: three uint16 channels of 0..255."""
     frames = frames_of(image)[:, 0]
     rgb = np.stack([overlay(f[None], scheme.values, found[None]) for f, found in zip(frames, labels, strict=True)])
-    meta = meta_of(image) | {
+    meta = meta_of(image.attributes, image.head.read_dir, image.head.phase_dir) | {
         "DataRole": "Image", "ImageProcessingHistory": ["EDGESEG", "OVERLAY"], "InternalSend": 1,
         "SequenceDescriptionAdditional": "edgeseg_overlay", "SeriesDescriptionAdditional": "edgeseg_overlay"}
     for key in ("WindowCenter", "WindowWidth", "LUTFileName", "RescaleSlope", "RescaleIntercept"):
         meta.pop(key, None)  # colours have no window
-    return message_of(image, rgb.transpose(3, 0, 1, 2).astype(np.uint16), RGB, SERIES_STEP, meta | names_of(scheme))
+    return message_of(image, rgb.transpose(3, 0, 1, 2).astype(np.uint16), RGB, SERIES_STEP,
+                      as_xml(meta | names_of(scheme)))
 
 
-def message_of(image: Original, pixels: np.ndarray, kind: int, step: int, meta: dict[str, Any]) -> tuple[bytes, ...]:
-    """The message of pixels [C, Z, Y, X] with the header of `image`, in the series `step` after its own."""
+def message_of(image: Original, pixels: np.ndarray, kind: int, step: int, attributes: bytes) -> tuple[bytes, ...]:
+    """The message of uint16 pixels [C, Z, Y, X] with the header of `image`, in the series `step` after its own."""
     head = package().ImageHeader.from_buffer_copy(image.head)
     head.image_type, head.image_series_index = kind, (head.image_series_index + step) % 2**16
-    made = package().Image(head, meta=package().Meta(meta), data=np.ascontiguousarray(pixels))
-    body = io.BytesIO()
-    made.serialize_into(body.write)
-    return IMAGE.to_bytes(2, "little"), body.getvalue()
+    head.data_type, head.channels, head.attribute_string_len = package().DATATYPE_USHORT, len(pixels), len(attributes)
+    return (struct.pack("<H", IMAGE), bytes(head), struct.pack("<Q", len(attributes)), attributes,
+            pixels.astype("<u2", copy=False).tobytes())
 
 
-def meta_of(image: Original) -> dict[str, Any]:
-    """Attributes of the image, which its console may need to place a derived one, with what every such one has.
+def as_xml(meta: dict[str, Any]) -> bytes:
+    return package().Meta(meta).serialize().encode()
+
+
+def meta_of(attributes: bytes, read_dir: Iterable[float], phase_dir: Iterable[float]) -> dict[str, Any]:
+    """Attributes of an image, which its console may need to place a derived one, with what every such one has.
 
     Attributes that are no MRD meta XML go back with their image and are otherwise left alone.
     """
-    text, head = image.attributes.rstrip(b"\0"), image.head
+    text = attributes.rstrip(b"\0")
     meta: dict[str, Any] = {}
     if len(text) <= MAX_META and b"<!DOCTYPE" not in text:  # its entities could expand to anything
         try:
             meta = {k: v for k, v in package().Meta.deserialize(text.decode()).items() if k and v is not None}
         except Exception:  # whatever a parser of hostile XML raises, the pixels are still good
             meta = {}
-    meta.setdefault("ImageRowDir", [f"{v:.9g}" for v in head.read_dir])
-    meta.setdefault("ImageColumnDir", [f"{v:.9g}" for v in head.phase_dir])
+    meta.setdefault("ImageRowDir", [f"{v:.9g}" for v in read_dir])
+    meta.setdefault("ImageColumnDir", [f"{v:.9g}" for v in phase_dir])
     return meta | {"Keep_image_geometry": 1}
 
 

@@ -48,6 +48,10 @@ def package() -> ModuleType:
     return need("ismrmrd", "mrd")
 
 
+Message = tuple[bytes | bytearray | memoryview, ...]
+"""The parts of a message, to be written one behind the other."""
+
+
 class Broken(Exception):
     """Why a client cannot be served any longer, in one line."""
 
@@ -169,7 +173,8 @@ def bounded(size: int, limit: int, name: str) -> int:
 
 
 class Writer:
-    """Messages to a socket, written by a thread of its own so that a client may send everything before it reads.
+    """Messages to a socket: what it takes at once is written at once, the rest by a thread of its own, so that a client
+    may send everything before it reads.
 
     Args:
         limit: bytes that wait at most; `put` blocks beyond them (a single larger message goes alone).
@@ -179,13 +184,15 @@ class Writer:
     def __init__(self, sock: socket.socket, limit: int, stall: float) -> None:
         self._sock, self._limit = sock.dup(), limit  # a socket object has one time limit: not that of the reader
         self._sock.settimeout(stall)
-        self._waiting: deque[tuple[bytes | bytearray, ...]] = deque()
+        self._at_once = sock.dup()
+        self._at_once.settimeout(0)
+        self._waiting: deque[Message] = deque()
         self._bytes, self._ended, self.failed = 0, False, ""
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def put(self, parts: Iterable[bytes | bytearray]) -> None:
+    def put(self, parts: Iterable[bytes | bytearray | memoryview]) -> None:
         """Queue one message.
 
         Raises:
@@ -195,11 +202,28 @@ class Writer:
         size = sum(map(len, message))
         with self._changed:
             self._changed.wait_for(lambda: self.failed or not self._bytes or self._bytes + size <= self._limit)
+            if not (self.failed or self._bytes):  # the thread has nothing to write, so that this keeps the order
+                message = self._now(message)
             if self.failed:
                 raise Broken(self.failed)
-            self._waiting.append(message)
-            self._bytes += size
-            self._changed.notify_all()
+            if message:
+                self._waiting.append(message)
+                self._bytes += sum(map(len, message))
+                self._changed.notify_all()
+
+    def _now(self, message: Message) -> Message:
+        """Write what the socket takes without waiting; what is left."""
+        try:
+            count = self._at_once.sendmsg(message)
+        except BlockingIOError:
+            return message
+        except OSError as error:
+            self._lost(error)
+            return ()
+        left = [memoryview(part) for part in message]
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        return (left[0][count:], *left[1:]) if left else ()
 
     def text(self, line: str) -> None:
         data = line.encode()
@@ -214,6 +238,7 @@ class Writer:
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
         self._sock.close()
+        self._at_once.close()
 
     def _run(self) -> None:
         try:
@@ -232,7 +257,10 @@ class Writer:
         except TimeoutError:
             self._fail(f"the client read nothing for {self._sock.gettimeout():g} s")
         except OSError as error:
-            self._fail(f"the client is gone ({error.strerror or type(error).__name__})")
+            self._lost(error)
+
+    def _lost(self, error: OSError) -> None:
+        self._fail(f"the client is gone ({error.strerror or type(error).__name__})")
 
     def _fail(self, why: str) -> None:
         with self._changed:

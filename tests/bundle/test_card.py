@@ -46,7 +46,16 @@ def test_dice_of_each_structure_is_named_by_split(card):
     assert ["runtime", "precision", "patients", "RV", "MYO", "LV", "mean"] in cells(dev)
     assert ["openvino", "int8", "20", "0.91 [0.89, 0.93]", "0.88", "0.94", "0.91 [0.9, 0.92]"] in cells(dev)
     assert ["onnxruntime", "fp32", "20", "0.88 [0.86, 0.9]", "0.85", "0.91", "0.88 [0.87, 0.89]"] in cells(val)
-    assert "only reported" in val
+    assert "kept for reporting" in val
+
+
+def test_a_training_on_dev_and_what_it_notes_are_said(bare):
+    measured = with_evidence(bare)
+    final = measured.model_copy(update={"distillation": {**measured.distillation, "final": True, "note": "Seen late."}})
+    for one, said in ((model_card(final), True), (model_card(measured), False)):
+        assert ("trained on train and dev" in section(one, "Data and licences")) is said
+        assert ("no estimate for new ones" in section(one, "Dice per structure")) is said
+        assert ("Note: Seen late." in section(one, "Dice per structure")) is said
 
 
 def test_calibration_without_patients_says_so(bare, card):

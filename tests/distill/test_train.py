@@ -215,3 +215,19 @@ def test_two_gloo_processes_train_together_each_with_its_own_teacher(hearts, hea
     run = Run.open(tmp_path / "run")
     assert [r["epoch"] for r in run.metrics["history"]] == [1, 2]
     assert run.metrics["dev"]["dice"] > 0
+
+
+def test_runs_with_one_cache_ask_the_teacher_once_and_give_what_they_give_alone(hearts, heart_teacher, tmp_path,
+                                                                               without_teacher_onnx):
+    said: list[str] = []
+    recipe, shared = small(hearts, heart_teacher, targets="stored", tta="none", epochs=1), tmp_path / "shared"
+    alone = distill(recipe, tmp_path / "alone", say=said.append)
+    asked = sum("stored targets" in line for line in said)
+    first = distill(recipe, tmp_path / "first", say=lambda _: None, cache=shared)
+    said.clear()
+    second = distill(replace(recipe, seed=1), tmp_path / "second", say=said.append, cache=shared)
+    assert asked
+    assert not any("stored targets" in line for line in said)
+    assert shared.is_dir()
+    assert not any((run.folder / "cache").exists() for run in (alone, second))
+    assert first.metrics["dev"] == alone.metrics["dev"]

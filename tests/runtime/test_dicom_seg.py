@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from edgeseg.cli.predict import predict
 from edgeseg.errors import EdgesegError
 from edgeseg.labels import LabelScheme
 from edgeseg.runtime import dicom_codes
-from edgeseg.runtime.dicom_results import write_segs
+from edgeseg.runtime.dicom_results import SegWriter, write_segs
 from edgeseg.runtime.dicom_seg import Maker, Sources, make_seg
 from edgeseg.runtime.dicom_series import find_series, in_graph_type, segment_moment
 from edgeseg.runtime.segmenter import Segmenter
@@ -145,7 +146,7 @@ def test_label_values_that_are_no_row_of_numbers_are_segments_in_order(segmenter
     (series,), _ = find_series([tmp_path / "in"], (1.0, 1.0))
     scheme = LabelScheme(("background", "RV", "MYO", "fat"), (0, 40, 7, 200))
     maker = Maker("odd", "0" * 16, scheme, {})
-    seg = make_seg(maker, Sources(series.files), series.read(0).planes, scheme.decode(BEAT[0]))
+    seg = make_seg(maker, Sources(series.files[0]), series.read(0).planes, scheme.decode(BEAT[0]))
     found = np.zeros_like(BEAT[0]).sum(0)
     for segment, *_, frame in planes_of(seg):
         found += (frame * segment).astype(found.dtype)
@@ -223,6 +224,39 @@ def test_a_bad_frame_is_left_empty_and_said_and_only_bad_frames_are_an_error(seg
     with pytest.raises(EdgesegError, match="constant"):
         write(segmenter, tmp_path / "worse", tmp_path / "none")
     assert not list(tmp_path.glob("none/*"))
+
+
+def test_a_writing_process_makes_the_same_files_and_its_end_loses_none(segmenter, tmp_path):
+    write_series(tmp_path / "in", np.repeat(IMAGES, 3, axis=0))
+    (series,), _ = find_series([tmp_path / "in"], (1.0, 1.0))
+    writer, seen = SegWriter(), []
+    try:
+        for name in ("here", "beside", "killed"):
+            written = write_segs(segmenter, Maker.of(segmenter), series, tmp_path / name, writer,
+                                 lambda moment, labels, made: seen.append(str(made.SOPInstanceUID)))
+            assert len(written.files) == 6
+            if name == "here":
+                writer.start()
+            elif name == "beside":
+                (process,) = writer._pool._processes.values()
+                process.kill()
+        for made in ("beside", "killed"):
+            for file in sorted((tmp_path / "here").iterdir()):
+                one, other = pydicom.dcmread(file), pydicom.dcmread(tmp_path / made / file.name)
+                assert one.PixelData == other.PixelData
+                assert one.SOPInstanceUID == other.SOPInstanceUID
+        assert seen[:6] == seen[6:12] == seen[12:]
+        writer.start()
+        for path in filter(Path.is_file, (tmp_path / "in").rglob("*")):
+            data = pydicom.dcmread(path)
+            del data.StudyInstanceUID
+            data.save_as(path)
+        (series,), _ = find_series([tmp_path / "in"], (1.0, 1.0))
+        with pytest.raises(EdgesegError, match="says no series and study"):
+            write_segs(segmenter, Maker.of(segmenter), series, tmp_path / "none", writer)
+        assert not list(tmp_path.glob("none/*"))
+    finally:
+        writer.close()
 
 
 @pytest.mark.skipif(not shutil.which("dcmdump"), reason="dcmtk is not installed")

@@ -307,7 +307,7 @@ def test_frames_are_read_a_few_ahead_and_may_share_one_buffer(frame_streams, fra
 
     found = frame_streams.segment_frames(scanner(), spacing)
     first = next(found)
-    assert len(read) == throughput.REQUESTS_PER_STREAM * STREAMS + 1
+    assert len(read) == throughput.REQUESTS_PER_STREAM * STREAMS * throughput.FRAMES_PER_REQUEST + 1
     for one, frame in zip([first, *found], frames, strict=True):
         assert_same(one, frame_segmenter.segment(frame, spacing))
 
@@ -335,12 +335,34 @@ def test_several_threads_may_send_frames(frame_streams, frame_segmenter):
 def test_a_frame_without_an_answer_is_a_status(graphs, monkeypatch):
     (frames, spacing), labels = raw(PROTOCOLS[0], 9), throughput.FrameRequest.labels
     broken = iter([False, True] * 9)
-    monkeypatch.setattr(throughput.FrameRequest, "labels", lambda request: 1 / 0 if next(broken) else labels(request))
+    monkeypatch.setattr(throughput.FrameRequest, "labels",
+                        lambda request, slot: 1 / 0 if next(broken) else labels(request, slot))
     found = list(Throughput(graphs, "fp32", STREAMS).segment_frames(frames, spacing))
     assert [f.ok for f in found] == [True, False] * 4 + [True]
     assert found[1].status == "failed: ZeroDivisionError: division by zero"
     assert found[1].labels.shape == frames[1].shape
     assert not found[1].labels.any()
+
+
+def test_a_graph_of_one_frame_at_a_time_gives_the_same(graphs, frame_segmenter, tmp_path):
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    folder = tmp_path / "one.edgeseg"
+    shutil.copytree(graphs, folder)
+    path = folder / "frames" / "32x30@1.5-uint16" / "fp32.xml"
+    model = ov.Core().read_model(graphs / path.relative_to(folder))
+    frame = model.get_parameters()[0]
+    users = list(frame.output(0).get_target_inputs())
+    fixed = ops.reshape(frame, ops.constant(np.array([1, 1, 32, 30])), special_zero=False)
+    for user in users:
+        user.replace_source_output(fixed.output(0))
+    ov.save_model(model, path, compress_to_fp16=False)
+    write_sums(folder)
+    (frames, spacing), streams = raw(PROTOCOLS[0], 9), Throughput(folder, "fp32", STREAMS)
+    assert streams._frame_model(streams._graphs.protocols[0]).inputs[0].shape[0] == 1
+    for one, frame in zip(streams.segment_frames(frames, spacing), frames, strict=True):
+        assert_same(one, frame_segmenter.segment(frame, spacing))
 
 
 def test_a_frame_graph_that_cannot_be_loaded_is_the_callers_error(graphs, tmp_path):
