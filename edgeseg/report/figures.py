@@ -62,15 +62,16 @@ def latency_histograms(path: Path, latencies: Mapping[str, np.ndarray], target: 
 
 def plain_numbers(axis: Any) -> None:
     """2, 5, 10 on a logarithmic axis instead of powers of ten."""
-    from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(np.inf, np.inf)))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axis.set_minor_formatter(NullFormatter())
 
 
 def dice_versus_cost(path: Path, points: Sequence[Point], title: str = "") -> Path:
     """Dice, with its intervals, against latency in ms and, where it is known, against the number of parameters."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -80,15 +81,16 @@ def dice_versus_cost(path: Path, points: Sequence[Point], title: str = "") -> Pa
     panels = [("network, ms per image", points, lambda p: p.ms),
               *([("parameters", sized, lambda p: p.parameters)] if sized else [])]
     for axes, (label, shown, cost) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for point in shown:
+        for number, point in enumerate(shown):
             known = np.isfinite([point.low, point.high]).all()
             error = np.maximum([[point.dice - point.low], [point.high - point.dice]], 0) if known else None
-            axes.errorbar(cost(point), point.dice, error, fmt="o", capsize=3, label=point.name)
+            axes.errorbar(cost(point), point.dice, error, fmt="o", capsize=3, label=point.name,
+                          color=colormaps["tab20"](number % 20))
         axes.set(xscale="log", xlabel=label, ylabel="mean Dice", title=title)
         axes.grid(alpha=0.3, which="both")
         plain_numbers(axes.xaxis)
     if points:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return save(figure, path)
 
 
