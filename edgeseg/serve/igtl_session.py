@@ -1,8 +1,8 @@
 """One OpenIGTLink client: its images in, label images out, each in the order in which it came.
 
-One thread reads and segments, one sends. Who sends faster than images are segmented is slowed down by TCP. Who reads
-slower than label images are made loses the oldest that are not sent yet, and is told by a STATUS of code 8 (overflow)
-in front of the next one.
+One thread reads and segments; it also sends what the connection takes at once, another one the rest. Who sends faster
+than images are segmented is slowed down by TCP. Who reads slower than label images are made loses the oldest that are
+not sent yet, and is told by a STATUS of code 8 (overflow) in front of the next one.
 """
 
 import socket
@@ -48,29 +48,50 @@ class Limits:
 
 
 class Outbox:
-    """Replies that are not sent yet, in order; a full one loses its oldest."""
+    """Replies that are not sent yet, in order; a full one loses its oldest.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        now: sends what can be sent of a reply without waiting, and returns how many bytes that were. It is asked when
+            no other reply is on its way: waking a thread for each costs a tenth of a frame's time.
+    """
+
+    def __init__(self, size: int, now: Callable[[bytes], int] = lambda reply: 0) -> None:
         self.size, self.dropped, self.closed = size, 0, False
-        self._replies: deque[bytes] = deque()
+        self._now = now
+        self._replies: deque[bytes | memoryview] = deque()
         self._untold = 0
+        self._busy = self._begun = False
+        """Whether a reply was taken and the next call of `take` is still to come; whether the oldest is the rest of one
+        of which something is sent already."""
         self._changed = threading.Condition()
 
     def put(self, reply: bytes) -> None:
         with self._changed:
-            if len(self._replies) == self.size:
-                self._replies.popleft()
-                self.dropped += 1
-                self._untold += 1
-            self._replies.append(reply)
+            if not (self._replies or self._busy):
+                count = self._now(reply)
+                if count == len(reply):
+                    return
+                self._begun = count > 0
+                self._replies.append(memoryview(reply)[count:])
+            else:
+                if len(self._replies) >= self.size + self._begun:
+                    del self._replies[int(self._begun)]
+                    self.dropped += 1
+                    self._untold += 1
+                self._replies.append(reply)
             self._changed.notify()
 
-    def take(self) -> tuple[bytes, int] | None:
-        """The oldest reply and how many were lost since the last call; None once it is closed and empty."""
+    def take(self) -> tuple[bytes | memoryview, int] | None:
+        """The oldest reply, and how many were lost before it since the last call; None once it is closed and empty."""
         with self._changed:
+            self._busy = False
             self._changed.wait_for(lambda: self._replies or self.closed)
             if not self._replies:
                 return None
+            self._busy = True
+            if self._begun:  # nothing may come between the parts of a reply
+                self._begun = False
+                return self._replies.popleft(), 0
             untold, self._untold = self._untold, 0
             return self._replies.popleft(), untold
 
@@ -92,7 +113,9 @@ class Session:
     def __init__(self, connection: socket.socket, limits: Limits, say: Log,
                  take: Callable[[], Stream], give: Callable[[Stream], None]) -> None:
         self.connection, self.limits, self._say, self._take, self._give = connection, limits, say, take, give
-        self.outbox = Outbox(limits.replies)
+        self._at_once = connection.dup()
+        self._at_once.settimeout(0)
+        self.outbox = Outbox(limits.replies, self._send_now)
         self.images = self.labelled = self.refused = self.lines = 0
         self._stream: Stream | None = None
         self._device = b""
@@ -136,6 +159,7 @@ class Session:
             self._farewell()
             self.end()
             self.connection.close()
+            self._at_once.close()
             sender.join()
         self._say(f"{why}; {self.images} images: {self.labelled} segmented, {self.refused} refused; "
                   f"{self.outbox.dropped} replies dropped")
@@ -241,7 +265,13 @@ class Session:
                 self.say(f"takes no replies: {error.strerror or error}")
             self.end()  # so that the reading thread ends as well
 
-    def _send(self, message: bytes) -> None:
+    def _send_now(self, message: bytes) -> int:
+        try:
+            return self._at_once.send(message)
+        except OSError:  # it would have to wait, or the sending thread will find out what is wrong
+            return 0
+
+    def _send(self, message: bytes | memoryview) -> None:
         left, deadline = memoryview(message), time.monotonic() + self.limits.stall
         while left:
             try:
