@@ -177,7 +177,7 @@ def plot(path: Path, cells: list[Cell], teachers: dict[str, Scores], seed: int) 
     axes.set_xscale("log", base=2)
     axes.set(xlabel="distillation temperature T", ylabel="mean Dice", title="mean and 95 % interval over patients")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     save(figure, path)
 
 

@@ -33,6 +33,9 @@ from edgeseg.readers import open_data
 PHANTOM = "phantom:cine"
 QUICK = {"epochs": 1, "validate_every": 1, "width_mult": 0.5, "batch_size": 4, "precision": "32-true"}
 LABELS, QUICK_DATA, QUICK_TEACHER = "teacher-labels", "quick-data", "quick-teacher"
+RUNGS = ("post-training", "bias-correction")
+"""Of the quantisation ladder: a table compares students, none of which is shipped. The whole ladder takes as long as a
+training."""
 QUICK_GRID = (64, 64), (5.0, 5.0)
 """Pixels and mm of the tiny teacher: one window holds a whole image."""
 
@@ -186,7 +189,7 @@ def export_run(run: Run, out: Path, quick: bool) -> None:
 
     if out.exists() and out.stat().st_mtime >= (run.folder / "run.json").stat().st_mtime:
         return
-    recipe = CalibrationRecipe(frames=4, rungs=("post-training",)) if quick else CalibrationRecipe()
+    recipe = CalibrationRecipe(frames=4, rungs=("post-training",)) if quick else CalibrationRecipe(rungs=RUNGS)
     protocols = () if quick or len(run.channels) > 1 else (parse_protocol("256x216@1.40625", "uint16"),)
     export_bundle(run, out, recipe=recipe, protocols=protocols, force=True, seconds=0.05 if quick else 2.0,
                   say=lambda line: say(f"export   {line}"))
