@@ -79,7 +79,7 @@ def dice_versus_cost(path: Path, points: Sequence[Point], title: str = "") -> Pa
     figure = Figure(figsize=(11 if sized else 7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = [("network, ms per image", points, lambda p: p.ms),
-              *([("parameters", sized, lambda p: p.parameters)] if sized else [])]
+              *([("parameters, millions", sized, lambda p: p.parameters / 1e6)] if sized else [])]
     for axes, (label, shown, cost) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for number, point in enumerate(shown):
             known = np.isfinite([point.low, point.high]).all()
