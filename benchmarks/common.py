@@ -54,6 +54,23 @@ def target(name: str, interval: Interval, sign: Literal[">=", "<="], limit: floa
     return Target(name, interval.value, sign, limit, interval.low, interval.high, interval.n)
 
 
+def timing_parser(description: str | None, of: str = "its path, or a shipped name") -> argparse.ArgumentParser:
+    """The options that every script has which times a bundle; `of`: what --bundle is."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", required=True, help=of)
+    parser.add_argument("--precision", default="int8")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--quick", action="store_true", help="tiny settings: proves that the script runs, nothing else")
+    return parser
+
+
+def resident_mb(process: int) -> float:
+    """Resident memory of a process."""
+    lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+
 def run_step(*arguments: str | Path) -> str:
     """Run a step of teacher_step.py in its own process and return what it printed.
 

@@ -8,7 +8,6 @@ time with all threads and with one (`Segmenter.segment`), and the same two of ev
 alone, in OpenVINO FP32). On a machine that does nothing else. Writes frame_speed.json and frame_speed.md.
 """
 
-import argparse
 import math
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import HERE, Target, cell, markdown_table, provenance, target
+from common import Target, cell, markdown_table, provenance, target, timing_parser
 
 from edgeseg.container import Bundle, open_bundle
 from edgeseg.errors import EdgesegError
@@ -169,15 +168,10 @@ def page(document: dict[str, Any], rows: list[Row], goals: list[Target]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", required=True, help="a bundle with a frame graph: its path, or a shipped name")
-    parser.add_argument("--precision", default="int8")
+    parser = timing_parser(__doc__, "a bundle with a frame graph: its path, or a shipped name")
     parser.add_argument("--against", type=Path, action="append", default=[], help="another model file; may be repeated")
-    parser.add_argument("--threads", type=int, default=2, help="cores to keep busy")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each row and mode")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--quick", action="store_true", help="tiny settings: proves that the script runs, nothing else")
     given = parser.parse_args()
     check_out(given.out)
     threads, seconds = allowed_threads(given.threads), 0.1 if given.quick else given.seconds

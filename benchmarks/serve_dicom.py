@@ -9,7 +9,6 @@ here and the node is told so. Series follow each other; the node's resident memo
 after the first 1,000 images. On a machine that does nothing else. Writes serve_dicom.json and serve_dicom.md.
 """
 
-import argparse
 import math
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import HERE, Target, cell, markdown_table, provenance, target
+from common import Target, cell, markdown_table, provenance, resident_mb, target, timing_parser
 
 from edgeseg.container import Bundle, open_bundle
 from edgeseg.errors import EdgesegError, need
@@ -84,11 +83,6 @@ def receiving() -> Iterator[Receiver]:
 class Node:
     port: int
     process: int
-
-    def memory_mb(self) -> float:
-        """Resident memory."""
-        lines = Path(f"/proc/{self.process}/status").read_text("ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
 @contextmanager
@@ -167,7 +161,7 @@ def run(node: Node, receiver: Receiver, series: list[Any], phases: int, marks: t
             waited.append(receiver.last(uid, phases) - released)
             sending.append(seconds)
             sent += len(series)
-        memory.append(node.memory_mb())
+        memory.append(resident_mb(node.process))
     return waited, sending, memory
 
 
@@ -193,13 +187,8 @@ def page(document: dict[str, Any], waited: Interval, sending: Interval, goals: l
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", required=True, help="its path, or a shipped name")
-    parser.add_argument("--precision", default="int8")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = timing_parser(__doc__)
     parser.add_argument("--images", type=int, default=LAST, help="before the last look at the memory")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--quick", action="store_true", help="tiny settings: proves that the script runs, nothing else")
     given = parser.parse_args()
     check_out(given.out)
     threads, bundle = allowed_threads(given.threads), open_bundle(given.bundle)

@@ -10,7 +10,6 @@ every 500, and its resident memory after the last is compared to that after the 
 nothing else. Writes serve_igtl.json and serve_igtl.md.
 """
 
-import argparse
 import socket
 import struct
 import subprocess
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import HERE, Target, cell, markdown_table, provenance, target
+from common import Target, cell, markdown_table, provenance, resident_mb, target, timing_parser
 
 from edgeseg.container import Bundle, open_bundle
 from edgeseg.errors import EdgesegError, need
@@ -49,11 +48,6 @@ HEADER_BYTES, SIZE_AT = 58, 42
 class Server:
     port: int
     process: int
-
-    def memory_mb(self) -> float:
-        """Resident memory."""
-        lines = Path(f"/proc/{self.process}/status").read_text("ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
 @contextmanager
@@ -144,7 +138,7 @@ def memory(server: Server, messages: list[bytes], marks: tuple[int, ...]) -> lis
                 ask(messages[sent % len(messages)])
                 sent += 1
                 if sent in marks:
-                    found.append(server.memory_mb())
+                    found.append(resident_mb(server.process))
     return found
 
 
@@ -168,14 +162,9 @@ def page(document: dict[str, Any], found: dict[str, list[float]], goals: list[Ta
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", required=True, help="its path, or a shipped name")
-    parser.add_argument("--precision", default="int8")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = timing_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=20, help="blocks of each, in turns")
     parser.add_argument("--calls", type=int, default=200, help="counted frames of a block")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--quick", action="store_true", help="tiny settings: proves that the script runs, nothing else")
     given = parser.parse_args()
     check_out(given.out)
     threads, bundle = allowed_threads(given.threads), open_bundle(given.bundle)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import HERE, Target, cell, markdown_table, provenance, target
+from common import Target, cell, markdown_table, provenance, resident_mb, target, timing_parser
 
 from edgeseg.errors import EdgesegError, need
 from edgeseg.manifest import FrameProtocol
@@ -74,10 +74,6 @@ class Server:
         if not said:
             raise EdgesegError("the server did not start: try `edgeseg serve mrd` by hand")
         self.port = int(said[1])
-
-    def memory(self) -> int:
-        """Resident set in bytes."""
-        return 1024 * int(re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1])
 
     def cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -185,15 +181,15 @@ def together(server: Server, frames: list[np.ndarray], count: int) -> tuple[int,
     return wrong, rate
 
 
-def memory(server: Server, frames: list[np.ndarray], counts: Counts) -> list[tuple[int, int]]:
-    """(images so far, resident bytes) after `counts.first`, then ten times until `counts.all`."""
+def memory(server: Server, frames: list[np.ndarray], counts: Counts) -> list[tuple[int, float]]:
+    """(images so far, resident MB) after `counts.first`, then ten times until `counts.all`."""
     marks = [counts.first, *np.linspace(counts.first, counts.all, 11)[1:].astype(int).tolist()]
     done, found = 0, []
     for mark in marks:
         while done < mark:
             play(server, frames, step := min(SESSION, mark - done))
             done += step
-        found.append((done, server.memory()))
+        found.append((done, resident_mb(server.process.pid)))
     return found
 
 
@@ -213,7 +209,7 @@ def measure(given: argparse.Namespace, counts: Counts) -> dict[str, Any]:
             "bare_ms": bootstrap_interval(bare, np.median), "served_ms": bootstrap_interval(served, np.median),
             "served_p99_ms": float(np.percentile(served, 99)),
             "added_ms": bootstrap_interval(served - bare, np.median), "wrong": wrong, "images_per_second": rate,
-            "memory": [{"images": n, "rss_mb": b / 2**20} for n, b in resident], "counts": counts,
+            "memory": [{"images": n, "rss_mb": b} for n, b in resident], "counts": counts,
             "load": {"others": others, "busy": environment.is_busy(*others.values())}}
 
 
@@ -250,12 +246,7 @@ def page(document: dict[str, Any], goals: list[Target]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", required=True, help="a bundle for cine MR: its path, or a shipped name")
-    parser.add_argument("--precision", default="int8")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--quick", action="store_true", help="tiny settings: proves that the script runs, nothing else")
+    parser = timing_parser(__doc__, "a bundle for cine MR: its path, or a shipped name")
     given = parser.parse_args()
     check_out(given.out)
     found = measure(given, QUICK if given.quick else FULL)
