@@ -250,7 +250,7 @@ def test_bad_options_are_refused_in_one_line(options, says):
 
 
 def test_an_unknown_phantom_names_those_that_there_are():
-    with pytest.raises(EdgesegError, match="phantom:cine and phantom:echo"):
+    with pytest.raises(EdgesegError, match="phantom:cine, phantom:echo and phantom:ct"):
         open_data("phantom:lung?n=2")
 
 
