@@ -49,6 +49,7 @@ def document(place) -> dict:
     return json.loads((place / "out" / "contrastive_acdc.json").read_text())
 
 
+@pytest.mark.soak  # trains a teacher and two students
 def test_the_quick_form_trains_an_arm_with_features_and_the_one_without(place, document):
     assert (document["schema"], document["quick"]) == ("edgeseg.contrastive/1", True)
     for split in ("dev", "val"):
@@ -65,6 +66,7 @@ def test_the_quick_form_trains_an_arm_with_features_and_the_one_without(place, d
     assert document["parameters"]["none"] == document["parameters"]["encoder supervised"]  # heads are dropped
 
 
+@pytest.mark.soak  # trains a teacher and two students
 def test_the_page_says_what_it_is_and_names_no_patient_and_no_folder(place, document):
     page = (place / "out" / "contrastive_acdc.md").read_text()
     assert "A quick run" in page

@@ -34,6 +34,7 @@ def place(tmp_path_factory, script) -> Path:
     return out
 
 
+@pytest.mark.soak  # two processes with torch
 def test_every_row_made_steps_of_its_own_arm_in_the_same_rounds(place):
     found = json.loads((place / "contrastive_cost.json").read_text())
     assert (found["schema"], found["quick"], found["student"]) == ("edgeseg.contrastive-cost/1", True, "S1")
@@ -53,6 +54,7 @@ def test_every_row_made_steps_of_its_own_arm_in_the_same_rounds(place):
     assert len({r["about"]["student_parameters"] for r in rows.values()}) == 1
 
 
+@pytest.mark.soak  # two processes with torch
 def test_verdicts_are_on_the_ratios_to_the_plain_row(place):
     found = json.loads((place / "contrastive_cost.json").read_text())
     plain, features = found["rows"]
@@ -85,6 +87,7 @@ def test_a_drifting_machine_moves_the_times_and_not_the_ratios(script):
     assert [t.met for t in script.targets(rows)] == [True, False, True, True]
 
 
+@pytest.mark.soak  # two processes with torch
 def test_the_page_says_which_step_is_plain_and_that_the_teacher_is_random_and_names_no_folder(place):
     page = (place / "contrastive_cost.md").read_text()
     assert "these numbers mean nothing" in page
