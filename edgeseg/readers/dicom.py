@@ -21,7 +21,8 @@ import numpy as np
 from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
 from edgeseg.readers.dataset import CaseRef, Dataset
-from edgeseg.readers.dicom_image import File, Slice, is_dicom, read_file, read_pixels, short_hash
+from edgeseg.readers.dicom_image import File, Slice, is_dicom, read_file, short_hash
+from edgeseg.readers.dicom_pixels import read_pixels
 
 SAME_PLACE = 0.1
 """mm between positions that still are one: they are written with about four decimals."""

@@ -10,7 +10,8 @@ import numpy as np
 
 from edgeseg.errors import EdgesegError, need
 from edgeseg.readers.clip import Clip
-from edgeseg.readers.dicom_image import Grey, Unusable, check_decoder, intensities, optional, short_hash, value
+from edgeseg.readers.dicom_image import Grey, Unusable, optional, short_hash, value
+from edgeseg.readers.dicom_pixels import check_decoder, intensities
 
 CENTIMETRE, TWO_DIMENSIONAL = 3, 1
 """PhysicalUnitsXDirection and RegionSpatialFormat of a B-mode region (DICOM PS3.3 C.8.5.5)."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeseg.errors import EdgesegError, need
-from edgeseg.readers.dicom_image import Unusable, check_decoder, optional, read_file, read_pixels, short_hash, value
+from edgeseg.readers.dicom_image import Unusable, optional, read_file, short_hash, value
+from edgeseg.readers.dicom_pixels import check_decoder, read_pixels
 
 STORAGES = ("MRImageStorage", "EnhancedMRImageStorage", "CTImageStorage", "EnhancedCTImageStorage",
             "UltrasoundMultiFrameImageStorage")

@@ -24,7 +24,7 @@ from pydicom.uid import (
 from edgeseg.errors import EdgesegError
 from edgeseg.readers import open_data
 from edgeseg.readers.dicom import find_stacks
-from edgeseg.readers.dicom_image import read_pixels
+from edgeseg.readers.dicom_pixels import read_pixels
 
 RNG = np.random.default_rng(5)
 CINE = RNG.integers(100, 4000, (4, 3, 7, 5))
