@@ -11,9 +11,9 @@ meaning, and a head that collapsed to a constant would lose against every negati
 zero). Under MSE there are no negatives, and two heads would agree on zero: the student's alone learns, to the teacher's
 own channels.
 
-Memory that a term keeps for its gradient, beyond the maps themselves, whatever the size of the image. supervised: 512
-pixels are gathered before they are projected: 2 KiB a channel of both sides, and at most 6 MiB of embeddings (128 KiB)
-and similarities (512 x 512, 1 MiB each). instance: maps are averaged to at most 8 x 8 first: 256 B a channel of both
+Memory that a term keeps for its gradient, beyond the maps themselves, whatever the size of the image. supervised: 256
+pixels are gathered before they are projected: 1 KiB a channel of both sides, and at most 2 MiB of embeddings (64 KiB)
+and similarities (256 x 256, 256 KiB each). instance: maps are averaged to at most 8 x 8 first: 256 B a channel of both
 sides and 96 KiB of embeddings, an image. mse: averaged to at most 64 x 64: 16 KiB a channel of the student and 32 KiB
 of the teacher, an image.
 """
@@ -122,9 +122,16 @@ def term(pair: FeaturePair, heads: Any, student: torch.Tensor, teacher: torch.Te
         return instance_infonce(anchors, keys, pair.tau)
     classes = classes_at(labels, (student.shape[-2], student.shape[-1]))
     image, row, column = draw_places(classes, generator)
-    anchors, keys = (heads[side](x[image, :, row, column].float()[..., None, None]).flatten(1)
+    pixel = (image * classes.shape[1] + row) * classes.shape[2] + column
+    anchors, keys = (heads[side](at_pixels(x, pixel).float()[..., None, None]).flatten(1)
                      for side, x in (("student", student), ("teacher", teacher)))
     return supervised_infonce(anchors, keys, classes[image, row, column], pair.tau)
+
+
+def at_pixels(x: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:
+    """[B, C, h, w] -> [n, C] at flat places of B x h x w. (Of a map whose channels lie together nothing is copied, and
+    its gradient has that layout too: to add a planar one cost more than the whole term.)"""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).index_select(0, pixel)
 
 
 # ---- maps

@@ -10,13 +10,14 @@
 import copy
 import json
 from dataclasses import asdict
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
@@ -76,6 +77,16 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def folded(network: MultiTaskUNet) -> MultiTaskUNet:
+    """`network`, in evaluation mode, with each BatchNorm in the convolution before it: the same functions at the same
+    module paths, faster. In place."""
+    for block in [m for m in network.modules() if isinstance(m, nn.Sequential)]:
+        for k, (layer, norm) in enumerate(pairwise(list(block))):
+            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                block[k], block[k + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
+    return network
+
+
 class MultiTaskTeacher:
     """A trained multi-task network; attributes as of `NnUNetTeacher`.
 
@@ -89,7 +100,9 @@ class MultiTaskTeacher:
                  device: str | torch.device = "cpu", bf16: bool | None = None) -> None:
         self.device = torch.device(device)
         self.bf16 = native_bf16(self.device) if bf16 is None else bf16
-        self.running: nn.Module = network.eval().requires_grad_(False).to(self.device)
+        parameters = {name: p.numel() for name, p in network.named_parameters()}
+        self.running: nn.Module = folded(network.eval().requires_grad_(False)).to(
+            self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.scheme = LabelScheme(tuple(record["scheme"]["names"]), tuple(record["scheme"]["values"]))
         self.channels: tuple[str, ...] = tuple(record["channels"])
         grid = record["preprocessing"]
@@ -98,7 +111,6 @@ class MultiTaskTeacher:
             grid["overlap"], grid["window"])
         self.mirror_axes: tuple[int, ...] = tuple(record["mirror_axes"])
         self.name: str = folder.resolve().name
-        parameters = {name: p.numel() for name, p in network.named_parameters()}
         self.provenance: dict[str, Any] = {
             "folder": self.name, "dataset": record["data"], "folds": [], "network": record["network"],
             "parameters": sum(parameters.values()),
