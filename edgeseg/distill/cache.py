@@ -107,9 +107,7 @@ class Preparation:
 
     def one(self, case: Case, base: Path) -> dict:
         """Write the arrays of one case beside `base` and return its record."""
-        where, wanted = case.source or case.id, len(self.preprocessing.channels)
-        if case.frames.shape[1] != wanted:
-            raise EdgesegError(f"{where}: {case.frames.shape[1]} channels, the task has {wanted}")
+        check_case(case, self.preprocessing)
         canvas = self.preprocessing.to_canvas(case.frames, case.spacing)
         shape = canvas.shape[-2:]
         classes, share = np.full(canvas.shape[:1] + shape, IGNORE, np.uint8), (0, 0)
@@ -119,7 +117,8 @@ class Preparation:
             share = geometry.outside_window(known, case.spacing, self.preprocessing.extent_mm)
             classes = geometry.resize_labels(native, shape)
         elif self.need_labels:
-            raise EdgesegError(f"{where}: no labels; label it, leave it out, or distil with kd_weight = 1")
+            raise EdgesegError(f"{case.source or case.id}: no labels; label it, leave it out, or distil with "
+                               "kd_weight = 1")
         np.save(f"{base}.image.npy", canvas)
         np.save(f"{base}.labels.npy", classes)
         if self.soft_targets is not None:
@@ -127,3 +126,15 @@ class Preparation:
             np.save(f"{base}.soft.npy", np.round(soft * 255).astype(np.uint8))
         found = CachedCase(case.id, case.patient, base.name, len(canvas), self.soft_targets is not None)
         return {**asdict(found), "outside": share}
+
+
+def check_case(case: Case, preprocessing: Preprocessing) -> None:
+    """Raise EdgesegError when a case has other channels than the task, or lost what the task's window shows."""
+    where, wanted = case.source or case.id, len(preprocessing.channels)
+    if case.frames.shape[1] != wanted:
+        raise EdgesegError(f"{where}: {case.frames.shape[1]} channels, the task has {wanted}")
+    low, high = case.provenance.get("hu_window", (-np.inf, np.inf))
+    for channel in preprocessing.channels:
+        if channel.kind == "ct" and not low <= channel.low < channel.high <= high:
+            raise EdgesegError(f"{where}: was kept with a window of {low:g} to {high:g} HU, and what the task's "
+                               f"{channel.low:g} to {channel.high:g} shows beyond is lost: choose an hu_window within")

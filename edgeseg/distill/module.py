@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from edgeseg.case import Case
+from edgeseg.distill.cache import check_case
 from edgeseg.distill.clips import ClipDataset
 from edgeseg.distill.features import FeatureLosses
 from edgeseg.distill.recipe import Recipe
@@ -226,15 +227,13 @@ def dev_truth(case: Case, scheme: LabelScheme, preprocessing: Preprocessing, ign
     [N, K, H, W]) says, where there is one to ask.
 
     Raises:
-        EdgesegError: no labels, labels outside the scheme, or other channels than the task's.
+        EdgesegError: no labels, labels outside the scheme, other channels or a narrower window than the task's.
     """
-    where, channels = case.source or case.id, len(preprocessing.channels)
-    if case.labels is None and teacher is not None and case.frames.shape[1] == channels:
+    check_case(case, preprocessing)
+    if case.labels is None and teacher is not None:
         return teacher(case).argmax(axis=1).astype(np.uint8)
     if case.labels is None or case.scheme is None:
-        raise EdgesegError(f"{where}: dev cases need labels: the best epoch is chosen on them")
-    if case.frames.shape[1] != channels:
-        raise EdgesegError(f"{where}: {case.frames.shape[1]} channels, the task has {channels}")
+        raise EdgesegError(f"{case.source or case.id}: dev cases need labels: the best epoch is chosen on them")
     return scheme.encode(case.labels, case.scheme, ignore)
 
 

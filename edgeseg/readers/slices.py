@@ -89,7 +89,8 @@ def read_slices(file: Path, scheme: LabelScheme) -> Case:
     low, high = WINDOW
     hu = low + image.astype(np.float32) * ((high - low) / 255)
     return Case(id=file.stem, patient=file.stem, frames=upright(hu)[:, None], spacing=(row, column),
-                slice_spacing=between, labels=upright(labels), scheme=scheme, source=str(file))
+                slice_spacing=between, labels=upright(labels), scheme=scheme, source=str(file),
+                provenance={"hu_window": WINDOW})
 
 
 def upright(stored: np.ndarray) -> np.ndarray:

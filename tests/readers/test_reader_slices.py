@@ -1,10 +1,12 @@
 """slices: windowed CT slices in .npz files, turned to the DICOM view."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgeseg.distill.cache import check_case
 from edgeseg.errors import EdgesegError
 from edgeseg.preprocess import Preprocessing, ct_window
 from edgeseg.readers import open_data
@@ -82,6 +84,15 @@ def test_liver_is_on_the_left_and_spleen_on_the_right_of_the_real_slices():
         assert np.argwhere(bone)[:, 0].mean() > middle[0]  # the spine is behind, that is below
         organ = np.abs(image - np.median(image[spleen])) < 25
         assert organ[:, :128].sum() > 1.5 * organ[:, 128:].sum()  # the liver is the larger one
+
+
+@pytest.mark.parametrize(("low", "high", "fits"), [
+    (0, 255, True), (20, 200, True), (-160, 240, False), (0, 300, False)])
+def test_a_window_beyond_the_kept_one_is_refused_before_training(arrays, tmp_path, low, high, fits):
+    np.savez(tmp_path / "a.npz", **arrays)
+    case = next(iter(open_data(f"slices:{tmp_path}")))
+    with nullcontext() if fits else pytest.raises(EdgesegError, match="kept with a window of 0 to 255 HU"):
+        check_case(case, Preprocessing((8, 8), (1.75, 1.75), (ct_window(low, high),)))
 
 
 def test_upright_is_its_own_inverse_up_to_the_shape():
