@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import HERE, markdown_table, provenance
+from common import HERE, Target, markdown_table, provenance
 from students import absolute
 
 from edgeseg.case import Case
@@ -22,7 +22,7 @@ from edgeseg.distill.recipe import Recipe
 from edgeseg.errors import EdgesegError
 from edgeseg.files import write_text
 from edgeseg.labels import IGNORE
-from edgeseg.measure.document import check_out
+from edgeseg.measure.document import check_out, write_json
 from edgeseg.measure.overlap import PUBLISHED_ECHO_THRESHOLD, above, dice, iou
 from edgeseg.measure.phases import true_phases
 from edgeseg.phantoms.echo_write import LISTED, SETS, write_avi
@@ -42,8 +42,9 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--other", default="phantom:echo?n=100&domain=other",
                         help="labelled clips: train and dev make the teacher, val is the test (default: %(default)s)")
-    parser.add_argument("--train", default="phantom:echo?n=60", help="the students' clips; labels are thrown away")
-    parser.add_argument("--other-train", default="phantom:echo?n=60&domain=other",
+    parser.add_argument("--train", default="phantom:echo?n=500&frames=16",
+                        help="the students' clips; labels are thrown away (default: %(default)s)")
+    parser.add_argument("--other-train", default="phantom:echo?n=250&frames=16&domain=other",
                         help="the 'real data' arm's clips: of the same patients as --other (default: %(default)s)")
     parser.add_argument("--teacher", help="deeplabv3:CHECKPOINT, ... (default: a DeepLabv3 trained on --other)")
     parser.add_argument("--teacher-epochs", type=int, default=10)
@@ -187,6 +188,16 @@ def page(title: str, document: dict[str, Any], parts: Sequence[str], rows: Seque
 def started(given: argparse.Namespace, schema: str) -> dict[str, Any]:
     """The head of a result document."""
     return {"schema": f"edgeseg.{schema}/1", "quick": given.quick, **provenance()}
+
+
+def finish(given: argparse.Namespace, name: str, title: str, document: dict[str, Any], parts: Sequence[str],
+           rows: Sequence[Target] = ()) -> None:
+    """Write OUT/NAME.json and .md, and say whether the numbers to reach were reached."""
+    write_json(given.out / f"{name}.json", document | {"targets": [t.document() for t in rows]})
+    write_text(given.out / f"{name}.md", page(title, document, parts, [t.line() for t in rows]))
+    for row in rows:
+        print("  ".join(part for part in row.line() if part))
+    print(f"wrote    {given.out / name}.md")
 
 
 def run_main(main: Callable[[], None], name: str) -> None:

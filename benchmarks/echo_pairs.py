@@ -22,7 +22,6 @@ from students import absolute, shown
 
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.run import Run
-from edgeseg.measure.document import write_json, write_text
 from edgeseg.measure.statistics import bootstrap_interval, paired_difference
 from edgeseg.readers import open_data
 
@@ -100,13 +99,11 @@ def main(arguments: list[str] | None = None) -> None:
         "kl_minus_bce": gains, "training": {n: {k: Run.open(given.work / n).metrics.get(k) for k in ("dev", "seconds")}
                                             for n in recipes},
     }
-    write_json(given.out / "echo_pairs.json", document)
     text = (f"{table(scores, gaps, gains)}\nPhantom figures: means over {len(test)} unseen clips of {test.name} with "
             "95 % bootstrap intervals over clips, differences paired by clip. No student saw a label, all saw the same "
             f"clips. The KL is layer-wise with T = {given.temperature:g}, the other loss the published binary "
             "cross-entropy.")
-    write_text(given.out / "echo_pairs.md", echo.page("Echo: pairs of teacher and student", document, [text]))
-    print(f"wrote    {given.out / 'echo_pairs.md'}")
+    echo.finish(given, "echo_pairs", "Echo: pairs of teacher and student", document, [text])
 
 
 if __name__ == "__main__":

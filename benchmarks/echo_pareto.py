@@ -5,7 +5,7 @@
 The published roles on the echo phantom: the teacher is trained on `other` clips (EchoNet-Dynamic's part), each student
 sees only what the teacher says of `train` clips (EchoNet-Synthetic's part; their labels are thrown away, and its best
 epoch is chosen by the teacher's masks too), and both are tested on `other` clips that neither has seen. The "real data"
-arm distils from `other` clips instead. Two trainings at a time, one thread each: about 4 core-hours with the defaults.
+arm distils from `other` clips instead. Two trainings at a time, one thread each: about 3 core-hours with the defaults.
 Killed, it goes on where it was. Writes echo_pareto.json, .md and .png. The clip is the unit of every interval.
 """
 
@@ -30,7 +30,6 @@ from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.run import Run
 from edgeseg.errors import EdgesegError
 from edgeseg.measure.bench import Bench, allowed_threads, measure
-from edgeseg.measure.document import write_json, write_text
 from edgeseg.measure.judge_score import rank_agreement
 from edgeseg.measure.rows import RowSpec
 from edgeseg.measure.statistics import Difference, bootstrap_interval, paired_difference
@@ -157,15 +156,16 @@ def plot(path: Path, document: dict[str, Any], bench: Bench | None) -> None:
     figure = Figure(figsize=(6 * len(panels), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (label, costs) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for name, values in document["scores"].items():
-            dice = bootstrap_interval(values["Dice"])
+        for k, name in enumerate(sorted(document["scores"], key=lambda n: costs.get(n, 0))):
+            dice = bootstrap_interval(document["scores"][name]["Dice"])
             if name == TEACHER:
                 axes.axhline(dice.value, color="grey", linestyle="--", label=TEACHER)
             elif costs.get(name):
                 marker = "s" if name.startswith(REAL) else "^" if name.startswith("s") else "o"
                 error = None if np.isnan(dice.low) else [[dice.value - dice.low], [dice.high - dice.value]]
                 axes.errorbar(costs[name], dice.value, error, fmt=marker, capsize=3)
-                axes.annotate(name, (costs[name], dice.value), xytext=(4, 4), textcoords="offset points", fontsize=8)
+                axes.annotate(name, (costs[name], dice.value), xytext=(4, (4, -11)[k % 2]),  # neighbours lie close
+                              textcoords="offset points", fontsize=8)
         axes.set(xlabel=label, ylabel="Dice, mean over clips", xlim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -220,24 +220,19 @@ def main(arguments: list[str] | None = None) -> None:
     rows = targets_of(gaps, over, agreement)
     document = {
         **echo.started(given, "echo_pareto"), "recipe": shown(base), "test": f"{test.name}, split val",
-        "clips": len(test), "targets": [t.document() for t in rows], "costs": costs, "scores": scores,
+        "clips": len(test), "costs": costs, "scores": scores,
         "minus_teacher": gaps, "over_published_line": over, "judge": judge, "judge_agreement": agreement,
         "training": {n: {k: r.metrics.get(k) for k in ("dev", "seconds", "machine")} for n, r in runs.items()},
         "bench": bench.document() if bench else None,
     }
-    write_json(given.out / "echo_pareto.json", document)
     busy = " Busy while timing: do not quote the times." if bench and bench.load["busy"] else ""
     text = (f"{table(document, gaps, bench)}\nPhantom figures: means over {len(test)} unseen clips of {test.name} (all "
             "frames of a clip first), 95 % bootstrap intervals over clips, differences paired by clip. Students saw "
             f"the teacher's soft masks of `train` clips and no label; those whose names begin with `{REAL}` saw "
             f"its masks of `other` clips. Masks are the stored probabilities above 1/2, or above the published 80/255."
             f"{busy}")
-    write_text(given.out / "echo_pareto.md", echo.page("Echo: sizes of student", document, [text],
-                                                       [t.line() for t in rows]))
+    echo.finish(given, "echo_pareto", "Echo: sizes of student", document, [text], rows)
     plot(given.out / "echo_pareto.png", document, bench)
-    for row in rows:
-        print("  ".join(part for part in row.line() if part))
-    print(f"wrote    {given.out / 'echo_pareto.md'}")
 
 
 if __name__ == "__main__":

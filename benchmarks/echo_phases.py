@@ -26,7 +26,6 @@ from echo_crew import TEACHER, Crew, Step, prediction, train_teacher
 from edgeseg.case import Case
 from edgeseg.distill.run import Run
 from edgeseg.measure.afd import ClipCurve, conditioned, free_running
-from edgeseg.measure.document import write_json, write_text
 from edgeseg.measure.ejection import EfAgreement, clip_ef, ef_agreement, volume_curve
 from edgeseg.measure.overlap import above
 from edgeseg.measure.phases import (
@@ -180,10 +179,9 @@ def main(arguments: list[str] | None = None) -> None:
     rows = targets(first, phases["50 fps"][first], ef[first][METHODS[0]])
     sampling = json.loads(curve.read_text())["rows"]
     document = {**echo.started(given, "echo_phases"), "test": f"{open_data(given.other).name}, split val",
-                "clips": len(at_50), "clips_at_50_fps": sum(at_50), "targets": [t.document() for t in rows],
+                "clips": len(at_50), "clips_at_50_fps": sum(at_50),
                 "phases": phases, "ef": ef, "true_ef": truth, "measured_ef": {n: f.ef for n, f in found.items()},
                 "sampling_rates": sampling, "peers": PEERS}
-    write_json(given.out / "echo_phases.json", document)
     about = (f"Phantom figures: {len(at_50)} unseen clips, {sum(at_50)} of them at 50 frames per second, with 95 % "
              "bootstrap intervals over clips. Conditioned: the true event picks the beat (published rule: area at "
              "25/255) or the nearest detected event. Free-running: nothing is given; an event within 10 frames of a "
@@ -196,12 +194,8 @@ def main(arguments: list[str] | None = None) -> None:
              sampling_table(sampling), "## Published peers",
              "Other data and other definitions: not to be compared with the tables above, nor all with each other.",
              markdown_table(["method", "data", "ED", "ES", "what the figure is"], PEERS)]
-    write_text(given.out / "echo_phases.md", echo.page("Echo: phases and function", document, parts,
-                                                       [t.line() for t in rows]))
+    echo.finish(given, "echo_phases", "Echo: phases and function", document, parts, rows)
     plot(given.out / "echo_phases.png", sampling)
-    for row in rows:
-        print("  ".join(part for part in row.line() if part))
-    print(f"wrote    {given.out / 'echo_phases.md'}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from edgeseg.distill.run import Run
 from edgeseg.distill.targets import make_targets
 from edgeseg.errors import EdgesegError
 from edgeseg.measure.afd import ClipCurve, conditioned, free_running
-from edgeseg.measure.document import write_json, write_text
 from edgeseg.measure.ejection import pearson
 from edgeseg.measure.overlap import above
 from edgeseg.measure.phases import PHASES, area_curve, find_phases
@@ -214,9 +213,8 @@ def main(arguments: list[str] | None = None) -> None:
             shutil.rmtree(images, ignore_errors=True)
     rows = targets(results)
     document = {**echo.started(given, "echo_real"), "clips": len(clips), "frames": sum(len(c.frames) for c in clips),
-                "targets": [t.document() for t in rows], "results": results,
+                "results": results,
                 "recipe": shown(base), "share_of_real_windows": given.share}
-    write_json(given.out / "echo_real.json", document)
     about = (f"{len(clips)} real clips, {document['frames']} frames; the reference is the mask that EchoNet-Dynamic's "
              "published DeepLabv3 gave, not a manual label. Means over clips with 95 % bootstrap intervals over clips: "
              "of so few these are wide, and too narrow all the same. aFD in frames: of each event of the teacher's "
@@ -224,11 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
              "detector. The phantom was made to look like these clips (no frame of them is in it): they are not unseen "
              f"in every sense. {LEAVE_ONE_OUT}: {SIZE} distilled from the phantom's targets and the masks of the other "
              f"clips, {given.share:.0%} of its windows from them.")
-    write_text(given.out / "echo_real.md", echo.page("Echo: real clips", document, [table(results), about],
-                                                     [t.line() for t in rows]))
-    for row in rows:
-        print("  ".join(part for part in row.line() if part))
-    print(f"wrote    {given.out / 'echo_real.md'}")
+    echo.finish(given, "echo_real", "Echo: real clips", document, [table(results), about], rows)
 
 
 if __name__ == "__main__":

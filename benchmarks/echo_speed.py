@@ -25,7 +25,6 @@ from edgeseg.container import Bundle, open_bundle
 from edgeseg.errors import EdgesegError
 from edgeseg.manifest import Gate
 from edgeseg.measure.bench import Bench, allowed_threads, measure
-from edgeseg.measure.document import write_json, write_text
 from edgeseg.measure.rows import RowSpec
 from edgeseg.measure.turns import Job, write_frames
 from edgeseg.readers import open_data
@@ -117,21 +116,16 @@ def main(arguments: list[str] | None = None) -> None:
     found = bench(given, bundle, network)
     rows = targets(found, drift)
     document = {**echo.started(given, "echo_speed"), "bundle": bundle.path.name, "student": bundle.manifest.student,
-                "teacher": given.teacher.partition(":")[0], "targets": [t.document() for t in rows],
+                "teacher": given.teacher.partition(":")[0],
                 "drift": [g.model_dump() for g in drift],
                 "bench": found.document()}
-    write_json(given.out / "echo_speed.json", document)
     machine, busy = found.machine, " **Busy while timing: do not quote the times.**" if found.load["busy"] else ""
     about = (f"Teacher: {document['teacher']}. {machine['cpu']}, {machine['cpus_affinity']} CPUs, "
              f"{found.about['threads']} thread(s) a row. Medians of single frames, all rows in turns in one run, on "
              f"{found.frames} consecutive frames of a clip; ratios of the networks alone, paired by round, with "
              f"95 % intervals. Drift: {drift[0].estimate.n} unseen phantom clips, played forwards and backwards to 200 "
              f"frames.{busy}")
-    write_text(given.out / "echo_speed.md", echo.page("Echo: speed of the stream", document, [table(found), about],
-                                                      [t.line() for t in rows]))
-    for row in rows:
-        print("  ".join(part for part in row.line() if part))
-    print(f"wrote    {given.out / 'echo_speed.md'}")
+    echo.finish(given, "echo_speed", "Echo: speed of the stream", document, [table(found), about], rows)
 
 
 if __name__ == "__main__":

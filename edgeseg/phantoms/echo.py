@@ -32,13 +32,13 @@ FRAMES = (96, 192)
 """Least and most frames of a clip."""
 LIMITS = {"ef": (5.0, 85.0), "hr": (30.0, 180.0)}
 """What a range of ejection fractions (percent) or heart rates (per minute) must lie in."""
-NOISE = 1
-"""Last part of the key of the random stream of the scanner's noise."""
+NOISE, CUT = 1, 2
+"""Last part of the key of a random stream: of the scanner's noise, of where an excerpt begins."""
 
 
 @dataclass(frozen=True, eq=False)
 class Patient:
-    """Everything that is drawn for one clip of `count` frames at `fps`."""
+    """Everything that is drawn for one clip of `count` frames at `fps`, the first one at `first` / fps seconds."""
 
     index: int
     seed: int
@@ -50,10 +50,16 @@ class Patient:
     beats: Beats
     look: Look
     scan: Scan
+    first: int = 0
 
     @property
     def name(self) -> str:
         return name_of(self.index, self.domain)
+
+    @property
+    def times(self) -> np.ndarray:
+        """Of the frames, s."""
+        return (self.first + np.arange(self.count)) / self.fps
 
 
 def name_of(index: int, domain: Domain) -> str:
@@ -73,10 +79,17 @@ def echo_patient(index: int, seed: int = 0, domain: Domain = DOMAINS["train"]) -
                    sample_scan(rng, domain))
 
 
+def excerpt(patient: Patient, frames: int) -> Patient:
+    """The same clip, of at most `frames` consecutive frames, begun anywhere."""
+    if frames >= patient.count:
+        return patient
+    rng = stream(patient.seed, patient.index, patient.domain.key, CUT)
+    return replace(patient, first=int(rng.integers(patient.count - frames + 1)), count=frames)
+
+
 def echo_clip(patient: Patient) -> tuple[np.ndarray, np.ndarray]:
     """The whole clip: frames float32 [T, 1, 112, 112] (whole numbers 0..255), labels uint8 [T, 112, 112]."""
-    times = np.arange(patient.count) / patient.fps
-    course = poses(patient.heart, moments(patient.beats, times), times)
+    course = poses(patient.heart, moments(patient.beats, patient.times), patient.times)
     scanner = Scanner(patient.scan, stream(patient.seed, patient.index, patient.domain.key, NOISE))
     frames, labels = [], []
     for pose in course:
@@ -91,23 +104,25 @@ def truth(patient: Patient) -> dict:
     """What is known of a clip beside its masks.
 
     `ef` percent, of every beat; `edv`, `esv` ml, means over the beats whose end-diastole and end-systole are in the
-    clip; `ed`, `es` indices of the frames nearest to mitral and to aortic closure; per frame `volume` (ml) and `mitral`
-    (0 closed .. 1 open); `pixel` mm.
+    clip (of an excerpt without one, over all); `ed`, `es` indices of the frames nearest to mitral and to aortic
+    closure; per frame `volume` (ml) and `mitral` (0 closed .. 1 open); `pixel` mm.
     """
-    beats, at = patient.beats, moments(patient.beats, np.arange(patient.count) / patient.fps)
-    ed, es = events(beats, patient.fps, patient.count)
-    seen = (beats.start[:-1] >= 0) & (beats.end_systole() <= (patient.count - 1) / patient.fps)
-    edv = float(beats.edv[:-1][seen].mean())
+    beats, at = patient.beats, moments(patient.beats, patient.times)
+    ed, es = ([t - patient.first for t in found if t >= patient.first]
+              for found in events(beats, patient.fps, patient.first + patient.count))
+    seen = (beats.start[:-1] >= patient.times[0]) & (beats.end_systole() <= patient.times[-1])
+    edv = float(beats.edv[:-1][seen if seen.any() else slice(None)].mean())
     return {"ef": 100 * beats.ef, "edv": edv, "esv": edv * (1 - beats.ef), "ed": ed, "es": es, "fps": patient.fps,
             "hr": patient.hr, "view": "A4C", "pixel": patient.heart.pixel, "volume": at.volume.tolist(),
             "mitral": at.mitral.tolist()}
 
 
-def echo_case(index: int, seed: int, domain: Domain) -> Case:
-    """The clip of patient `index`. As in EchoNet-Dynamic, the picture says nothing of its pixels' size."""
-    patient = echo_patient(index, seed, domain)
-    frames, labels = echo_clip(patient)
-    return Case(id=patient.name, patient=patient.name, frames=frames, spacing=(1.0, 1.0), axis="time",
+def echo_case(index: int, seed: int, domain: Domain, frames: int = FRAMES[1]) -> Case:
+    """The clip of patient `index`, at most `frames` of it. As in EchoNet-Dynamic, the picture says nothing of its
+    pixels' size."""
+    patient = excerpt(echo_patient(index, seed, domain), frames)
+    pictures, labels = echo_clip(patient)
+    return Case(id=patient.name, patient=patient.name, frames=pictures, spacing=(1.0, 1.0), axis="time",
                 frame_time=1 / patient.fps, labels=labels, scheme=SCHEME,
                 source=f"phantom:echo seed {seed} {patient.name}",
                 provenance={"spacing": "unknown", "echo": truth(patient)})
@@ -116,26 +131,28 @@ def echo_case(index: int, seed: int, domain: Domain) -> Case:
 def echo_dataset(options: dict[str, str], spec: str) -> "Dataset":
     """phantom:echo?n=60&seed=0: patients 0..n-1, one clip each; nothing is drawn before a case is read.
 
-    `domain=other` draws from the shifted domain; `ef=20-40` (percent) and `hr=90-120` (per minute) from these ranges.
+    `domain=other` draws from the shifted domain; `ef=20-40` (percent) and `hr=90-120` (per minute) from these ranges;
+    `frames=16` gives so many consecutive frames of each clip: neighbours look alike, other hearts do not.
 
     Raises:
         EdgesegError: an unknown option or domain, a number that is not whole (n >= 1, seed >= 0), a range that is none.
     """
     from edgeseg.readers.dataset import CaseRef, Dataset
 
-    unknown = sorted(set(options) - {"n", "seed", "domain", "ef", "hr"})
+    unknown = sorted(set(options) - {"n", "seed", "domain", "ef", "hr", "frames"})
     if unknown:
-        raise EdgesegError(f"{spec}: phantom:echo has no option {unknown[0]}: it takes n, seed, domain, ef and hr")
+        raise EdgesegError(f"{spec}: phantom:echo has no option {unknown[0]}: it takes n, seed, domain, ef, hr and "
+                           "frames")
     name = options.get("domain", "train")
     if name not in DOMAINS:
         raise EdgesegError(f"{spec}: phantom:echo has no domain={name}: take one of {', '.join(DOMAINS)}")
     domain = DOMAINS[name]
     ef, hr = (between(key, options[key], spec) if key in options else getattr(domain, key) for key in ("ef", "hr"))
     domain = replace(domain, ef=ef, hr=hr)
-    count, seed = (whole(key, options.get(key, standard), least, spec)
-                   for key, standard, least in (("n", "60", 1), ("seed", "0", 0)))
+    count, seed, frames = (whole(key, options.get(key, str(standard)), least, spec)
+                           for key, standard, least in (("n", 60, 1), ("seed", 0, 0), ("frames", FRAMES[1], 2)))
     refs = tuple(CaseRef(id=name_of(i, domain), patient=name_of(i, domain), split=SPLIT[i % 10], phase=None, group=None,
-                         vendor=None, load=partial(echo_case, i, seed, domain)) for i in range(count))
+                         vendor=None, load=partial(echo_case, i, seed, domain, frames)) for i in range(count))
     return Dataset("phantom-echo" if name == "train" else f"phantom-echo-{name}", spec, refs, SCHEME, LICENCE)
 
 
