@@ -38,7 +38,7 @@ from edgeseg.readers import open_data
 from edgeseg.report.figures import save
 from edgeseg.runtime.backends import model_file
 
-SIZES = ("31", "s41", "11", "41", "21", "12", "s31", "s21")
+SIZES = ("s41", "31", "41", "11", "21", "s31", "s21", "s11")
 """Blocks and layers of the published family; `s`: a strided stem, skips and 16 filters, made for a CPU."""
 OURS = {"stem_stride": 2, "skips": True, "filters": 16}
 JUDGE_CLIPS = ("phantom:echo?n=150&seed=9", "phantom:echo?n=150&seed=9&domain=other")

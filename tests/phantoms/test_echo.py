@@ -258,8 +258,8 @@ def test_a_split_file_is_followed(tmp_path):
 
 @pytest.mark.parametrize(("options", "says"), [
     ("n=0", "n=0"), ("seed=-1", "seed=-1"), ("domain=wide", "domain=wide"), ("length=9", "option length"),
-    ("frames=1", "frames=1"), ("ef=40-20", "ef=40-20"), ("ef=40", "ef=40"), ("ef=0-20", "ef=0-20"), ("hr=20-400", "hr=20-400"),
-    ("hr=a-b", "hr=a-b"), ("ef=20.5-30", "ef=20.5-30")])
+    ("frames=1", "frames=1"), ("ef=40-20", "ef=40-20"), ("ef=40", "ef=40"), ("ef=0-20", "ef=0-20"),
+    ("hr=20-400", "hr=20-400"), ("hr=a-b", "hr=a-b"), ("ef=20.5-30", "ef=20.5-30")])
 def test_bad_options_are_refused_in_one_line(options, says):
     with pytest.raises(EdgesegError, match=says) as caught:
         open_data(f"phantom:echo?{options}")
