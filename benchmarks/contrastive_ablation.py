@@ -161,7 +161,8 @@ def page(document: dict[str, Any], target: Target) -> str:
             f"{', '.join(map(str, document['seeds']))}; {document['machine']['cpu']}.\n\n"
             f"CPU form: multi-task U-Net teacher of width {document['teacher']['width']} "
             f"({document['teacher']['parameters'] / 1e6:.2f} M parameters; published: 64, 43.24 M; dev Dice "
-            f"{document['teacher']['dev']:.3f}), {base['size'][0]}x{base['size'][1]} pixels, {base['epochs']} epochs, "
+            f"{document['teacher']['dev']:.3f}; it saw all training patients, students {base['fraction']:.0%} of them, "
+            f"drawn by seed), {base['size'][0]}x{base['size'][1]} pixels, {base['epochs']} epochs, "
             f"batches of {base['batch_size']}, AdamW with one cycle up to {base['learning_rate']:g}, the same for all "
             f"arms; {min(spent):.1f} to {max(spent):.1f} wall minutes a run with one thread. The figure shows val.\n\n")
     text += "\n".join(report.markdown(document[split], title) for split, title in (

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import re
 import shutil
 import signal
 import sys
@@ -73,6 +74,21 @@ def settle(given: argparse.Namespace) -> Recipe:
     given.teacher = absolute(given.teacher) if given.teacher else None
     open_data(given.other)  # a wrong path is better found now
     return base.changed({"epochs": given.epochs, "seed": given.seed})
+
+
+OURS = {"stem_stride": 2, "skips": True, "filters": 16}
+
+
+def spec_of(size: str) -> dict[str, Any]:
+    """Of `31`, three blocks of one layer of the published family; `s31`: with a strided stem, skips and 16 filters,
+    made for a CPU.
+
+    Raises:
+        EdgesegError: not such a name.
+    """
+    if not (found := re.fullmatch(r"(s?)([1-9])([1-9])", size)):
+        raise EdgesegError(f"{size}: a size is blocks and layers, such as 31, or s41 for one with a strided stem")
+    return {"blocks": int(found[2]), "layers": int(found[3]), **(OURS if found[1] else {})}
 
 
 # ---- clips

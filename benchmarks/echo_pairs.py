@@ -26,7 +26,6 @@ from edgeseg.measure.statistics import bootstrap_interval, paired_difference
 from edgeseg.readers import open_data
 
 STUDENTS, LOSSES = ("mobilenetv2", "convlstm"), ("layerwise_kl", "soft_bce")
-SIZE = {"blocks": 3, "layers": 1}
 QUICK = {"batch_size": 4}
 """BatchNorm needs more than one image."""
 
@@ -53,7 +52,7 @@ def recipes_of(given: argparse.Namespace, base: Recipe, clips: str) -> dict[str,
     if given.quick:
         frames = frames.changed(echo.QUICK | QUICK)
     frames = frames.changed({"epochs": given.epochs, "seed": given.seed})
-    students = {"mobilenetv2": frames, "convlstm": base.changed({"spec": SIZE})}
+    students = {"mobilenetv2": frames, "convlstm": base.changed({"spec": echo.spec_of(given.size)})}
     return {f"{teacher}-{student}-{loss}": students[student].changed({
         "data": (clips,), "teacher": f"targets:{given.work / 'targets' / folder_of(teacher)}", "loss": loss,
         "temperature": given.temperature if loss == "layerwise_kl" else 1.0})
@@ -72,6 +71,7 @@ def table(scores: dict[str, Any], gaps: dict[str, Any], gains: dict[str, Any]) -
 
 def main(arguments: list[str] | None = None) -> None:
     parser = echo.parser_of(__doc__)
+    parser.add_argument("--size", default="s31", help="of the ConvLSTM (default: %(default)s)")
     parser.add_argument("--nnunet", help="nnunet:FOLDER (default: a narrow one, trained on --other)")
     parser.add_argument("--frames-recipe", type=Path, default=RECIPES / "echo_frames.toml",
                         help="of the student that takes single frames; --recipe is the ConvLSTM's")

@@ -11,7 +11,6 @@ Killed, it goes on where it was. Writes echo_pareto.json, .md and .png. The clip
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -28,7 +27,6 @@ from students import shown
 from edgeseg.container import open_bundle
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.run import Run
-from edgeseg.errors import EdgesegError
 from edgeseg.measure.bench import Bench, allowed_threads, measure
 from edgeseg.measure.judge_score import rank_agreement
 from edgeseg.measure.rows import RowSpec
@@ -39,8 +37,7 @@ from edgeseg.report.figures import save
 from edgeseg.runtime.backends import model_file
 
 SIZES = ("s41", "31", "41", "11", "21", "s31", "s21", "s11")
-"""Blocks and layers of the published family; `s`: a strided stem, skips and 16 filters, made for a CPU."""
-OURS = {"stem_stride": 2, "skips": True, "filters": 16}
+"""As `echo_common.spec_of` reads them."""
 JUDGE_CLIPS = ("phantom:echo?n=150&seed=9", "phantom:echo?n=150&seed=9&domain=other")
 """Other hearts than those of the teacher, the students and the test."""
 REAL = "other-"
@@ -49,19 +46,13 @@ FRAMES = 32
 """Consecutive frames that latency is measured on."""
 
 
-def spec_of(size: str) -> dict[str, Any]:
-    if not (found := re.fullmatch(r"(s?)([1-9])([1-9])", size)):
-        raise EdgesegError(f"{size}: a size is blocks and layers, such as 31, or s41 for one with a strided stem")
-    return {"blocks": int(found[2]), "layers": int(found[3]), **(OURS if found[1] else {})}
-
-
 def recipes_of(given: argparse.Namespace, base: Recipe, crew: Crew) -> dict[str, Recipe]:
     """Name -> recipe of every student; clips, teacher and targets are there afterwards."""
     arms = {"": ("train", given.train, given.sizes), REAL: ("other", given.other_train, given.real)}
     recipes, specs = {}, {}
     for prefix, (arm, source, sizes) in arms.items():
         specs[arm] = echo.without_labels(source, given.work / "clips" / arm)
-        recipes |= {prefix + size: base.changed({"data": (specs[arm],), "spec": spec_of(size),
+        recipes |= {prefix + size: base.changed({"data": (specs[arm],), "spec": echo.spec_of(size),
                                                  "teacher": f"targets:{given.work / 'targets' / arm}"})
                     for size in sizes}
     for name, recipe in recipes.items():
