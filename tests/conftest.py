@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from edgeseg.runtime.telemetry import telemetry_off
 
 if TYPE_CHECKING:
     from edgeseg.container import Bundle
     from edgeseg.distill.run import Run
+
+settings.register_profile("untimed", deadline=None)  # no test says how fast a machine is
+settings.load_profile("untimed")
 
 telemetry_off()  # OpenVINO would start a process for it at every conversion
 

@@ -17,7 +17,7 @@ def blob(shape: tuple[int, int], spacing: tuple[float, float], radius_mm: float)
     return np.hypot(y[:, None], x[None] * 1.2) < radius_mm * (1 + 0.15 * np.cos(3 * angle))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(190, 400), st.integers(190, 400)),
     spacing=st.tuples(st.floats(0.7, 2.5), st.floats(0.7, 2.5)),
@@ -34,7 +34,7 @@ def test_a_smooth_mask_survives_the_round_trip_over_any_shape_and_spacing(shape,
     assert dice(back == 1, mask) >= 0.99
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=st.tuples(st.integers(20, 500), st.integers(20, 500)), overlap=st.floats(0, 0.6))
 def test_tiles_cover_every_pixel(shape, overlap):
     covered = np.zeros(shape, np.float32)
@@ -44,7 +44,7 @@ def test_tiles_cover_every_pixel(shape, overlap):
     assert covered.min() >= 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shape=st.tuples(st.integers(20, 300), st.integers(20, 300)), seed=st.integers(0, 99))
 def test_tiling_an_identity_network_gives_the_image_back(shape, seed):
     grid = Preprocessing((64, 96), (1.0, 1.0))
@@ -60,7 +60,7 @@ def test_linear_resampling_is_the_one_of_torch_and_onnx():
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(n_in=st.integers(1, 60), n_out=st.integers(1, 60))
 def test_linear_weights_are_the_resampling_as_a_matrix(n_in, n_out):
     weights = geometry.linear_weights(n_in, n_out)
