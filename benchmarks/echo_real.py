@@ -238,9 +238,12 @@ def main(arguments: list[str] | None = None) -> None:
              "of so few these are wide, and too narrow all the same. aFD in frames: of each event of the teacher's "
              "curve the nearest one of the student's; free-running, those within 10 frames. Both curves by the same "
              "detector. The phantom was made to look like these clips (no frame of them is in it): they are not unseen "
-             f"in every sense. {LABELS}{given.size} saw no teacher but the labels of `train` and of `other` clips. "
-             f"{LEAVE_ONE_OUT}: {given.size} distilled from the phantom's targets and the masks of the other clips, "
-             f"{given.share:.0%} of its windows from them.")
+             "in every sense.")
+    if any(name.startswith(LABELS) for name in results):
+        about += f" {LABELS}: no teacher, but the labels of the phantom's `train` and `other` clips."
+    if LEAVE_ONE_OUT in results:
+        about += (f" {LEAVE_ONE_OUT}: {given.size} distilled from the phantom's targets and the masks of the other "
+                  f"clips, {given.share:.0%} of its windows from them.")
     echo.finish(given, "echo_real", "Echo: real clips", document, [table(results), about], rows)
 
 
