@@ -5,7 +5,7 @@
 The published roles on the echo phantom: the teacher is trained on `other` clips (EchoNet-Dynamic's part), each student
 sees only what the teacher says of `train` clips (EchoNet-Synthetic's part; their labels are thrown away, and its best
 epoch is chosen by the teacher's masks too), and both are tested on `other` clips that neither has seen. The "real data"
-arm distils from `other` clips instead. Two trainings at a time, one thread each: about 3 core-hours with the defaults.
+arm distils from `other` clips instead. Two trainings at a time, one thread each: hours, with the defaults.
 Killed, it goes on where it was. Writes echo_pareto.json, .md and .png. The clip is the unit of every interval.
 """
 

@@ -130,7 +130,7 @@ def term(pair: FeaturePair, heads: Any, student: torch.Tensor, teacher: torch.Te
 
 def at_pixels(x: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:
     """[B, C, h, w] -> [n, C] at flat places of B x h x w. (Of a map whose channels lie together nothing is copied, and
-    its gradient has that layout too: to add a planar one cost more than the whole term.)"""
+    its gradient has that layout too: to add a planar one to it is slow.)"""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).index_select(0, pixel)
 
 
