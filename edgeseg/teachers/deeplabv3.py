@@ -18,6 +18,7 @@ from edgeseg.errors import EdgesegError
 from edgeseg.labels import LabelScheme
 from edgeseg.preprocess import Normalisation, Preprocessing
 from edgeseg.teachers.checkpoint import load_checkpoint, sha256, strip_prefixes
+from edgeseg.teachers.nnunet import native_bf16
 from edgeseg.torchvision_ops import import_torchvision
 
 SIZE = (112, 112)
@@ -60,13 +61,19 @@ class DeepLabV3Teacher:
     stride = (1, 1)
     preprocessing = Preprocessing(SIZE, (1.0, 1.0), (GREY,), window="centre")
 
-    def __init__(self, network: DeepLabV3, provenance: dict[str, Any], device: str | torch.device = "cpu") -> None:
+    def __init__(self, network: DeepLabV3, provenance: dict[str, Any], device: str | torch.device = "cpu",
+                 bf16: bool | None = None) -> None:
         self._network = network.eval().requires_grad_(False).to(device)
         self.device, self.provenance, self.name = torch.device(device), provenance, provenance["file"]
+        self.bf16 = native_bf16(self.device) if bf16 is None else bf16
 
     @classmethod
-    def open(cls, path: Path, trust: bool = False, device: str | torch.device = "cpu", **_: Any) -> "DeepLabV3Teacher":
+    def open(cls, path: Path, trust: bool = False, device: str | torch.device = "cpu", bf16: bool | None = None,
+             **_: Any) -> "DeepLabV3Teacher":
         """Read a checkpoint (.pt, .pth, .safetensors).
+
+        Args:
+            bf16: run in bfloat16; None = where the processor has it natively (half the time).
 
         Raises:
             EdgesegError: missing, damaged, of another network, or with another number of classes.
@@ -84,11 +91,11 @@ class DeepLabV3Teacher:
         provenance = {"file": path.name, "network": "deeplabv3_resnet50", "folds": [],
                       "parameters": sum(p.numel() for p in network.model.parameters()),
                       "sha256": {path.name: sha256(path)}}
-        return cls(network, provenance, device)
+        return cls(network, provenance, device, bf16)
 
     def logits(self, x: torch.Tensor) -> list[torch.Tensor]:
         """[B, 1, H, W] normalised by GREY -> one float32 [B, 2, H, W]. No gradient."""
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return [self._network(x.to(self.device)).float()]
 
     def predict(self, case: Case, tta: str = "none") -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,7 @@ def test_it_has_the_parameters_of_deeplabv3_resnet50_with_one_output(network):
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
 def test_a_published_checkpoint_is_read_with_and_without_the_prefix(tmp_path, network, prefix):
-    teacher = open_teacher(f"deeplabv3:{checkpoint(tmp_path / 'best.pt', network, prefix)}")
+    teacher = open_teacher(f"deeplabv3:{checkpoint(tmp_path / 'best.pt', network, prefix)}", bf16=False)
     x = torch.randn(2, 1, 112, 112)
     with torch.no_grad():
         assert torch.equal(teacher.logits(x)[0], network(x))
@@ -40,15 +40,23 @@ def test_a_published_checkpoint_is_read_with_and_without_the_prefix(tmp_path, ne
 
 def test_what_is_trained_here_is_read_as_safetensors(tmp_path, network):
     save_file(network.state_dict(), tmp_path / "deeplabv3.safetensors")
-    teacher = DeepLabV3Teacher.open(tmp_path / "deeplabv3.safetensors")
+    teacher = DeepLabV3Teacher.open(tmp_path / "deeplabv3.safetensors", bf16=False)
     x = torch.randn(1, 1, 112, 112)
     with torch.no_grad():
         assert torch.equal(teacher.logits(x)[0], network(x))
 
 
+def test_bfloat16_says_nearly_the_same(tmp_path, network):
+    path = checkpoint(tmp_path / "best.pt", network)
+    x = torch.randn(1, 1, 112, 112)
+    exact, rounded = (DeepLabV3Teacher.open(path, bf16=b).logits(x)[0] for b in (False, True))
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.1 * exact[:, 1].std() + 0.05
+
+
 def test_the_pipeline_is_the_published_one_on_raw_grey_frames(tmp_path, network):
     """Three equal channels, normalised by the published constants, sigmoid: computed here from its definition."""
-    teacher = DeepLabV3Teacher.open(checkpoint(tmp_path / "best.pt", network))
+    teacher = DeepLabV3Teacher.open(checkpoint(tmp_path / "best.pt", network), bf16=False)
     frames = np.random.default_rng(0).integers(0, 256, (3, 1, 112, 112)).astype(np.float32)
     rgb = (np.repeat(frames, 3, axis=1) - np.reshape(MEAN, (1, 3, 1, 1))) / np.reshape(STD, (1, 3, 1, 1))
     with torch.no_grad():
