@@ -34,6 +34,8 @@ class Domain:
         haze: grey added in cavities near the probe. decibel: dynamic range. bright: 95th percentile of the first
         frame, which the gain sees to. lateral_psf: width of the beam, rad. axial_psf: of the pulse. sharp: edges of the
         stored picture, < 0 blurred.
+        papillary: half length of papillary muscles. veil: of a clip in two, how dim inner muscle grows in systole,
+        pixels per doubling of the wall (None: nowhere).
         dropout: how many weak places at most. shadow: chance of one. noise: of the receiver. drift: of the heart.
         jpeg: quality of compression.
     """
@@ -60,6 +62,8 @@ class Domain:
     lateral_psf: Range
     axial_psf: Range
     sharp: Range
+    papillary: Range
+    veil: Range | None
     dropout: int
     shadow: float
     noise: Range
@@ -71,14 +75,14 @@ TRAIN = Domain(
     name="train", key=61, fps=(30, 60), hr=(48, 110), irregular=(0.01, 0.08), ef=(15, 78), length=(38, 74),
     ratio=(0.4, 0.78), tilt=(13, 12), top=(8, 34), foreshortening=(0.0, 0.15), septum=(0.45, 0.95),
     lateral=(0.25, 0.85), apex=(0.15, 0.7), around=(0.0, 0.65), blood=(-0.3, 0.08), haze=(0.0, 0.45),
-    decibel=(38, 66), bright=(0.4, 0.9), lateral_psf=(0.005, 0.019), axial_psf=(0.2, 0.7), sharp=(-0.6, 1.2), dropout=3,
-    shadow=0.35, noise=(-0.25, 0.08), drift=(0.0, 1.5), jpeg=(55, 98))
+    decibel=(38, 66), bright=(0.4, 0.9), lateral_psf=(0.005, 0.019), axial_psf=(0.2, 0.7), sharp=(-0.6, 1.2),
+    papillary=(3, 13), veil=(0, 30), dropout=3, shadow=0.35, noise=(-0.25, 0.08), drift=(0.0, 1.5), jpeg=(55, 98))
 
 OTHER = Domain(
     name="other", key=62, fps=(40, 60), hr=(52, 100), irregular=(0.02, 0.12), ef=(20, 72), length=(40, 70),
     ratio=(0.46, 0.74), tilt=(17, 9), top=(12, 30), foreshortening=(0.05, 0.25), septum=(0.6, 1.0),
     lateral=(0.3, 0.7), apex=(0.2, 0.5), around=(0.05, 0.5), blood=(-0.25, 0.05), haze=(0.05, 0.35),
     decibel=(42, 58), bright=(0.48, 0.82), lateral_psf=(0.008, 0.021), axial_psf=(0.25, 0.7), sharp=(-0.3, 0.9),
-    dropout=3, shadow=0.5, noise=(-0.2, 0.05), drift=(0.3, 2.0), jpeg=(80, 98))
+    papillary=(3, 8), veil=None, dropout=3, shadow=0.5, noise=(-0.2, 0.05), drift=(0.3, 2.0), jpeg=(80, 98))
 
 DOMAINS = {d.name: d for d in (TRAIN, OTHER)}

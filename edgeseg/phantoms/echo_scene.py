@@ -30,6 +30,8 @@ class Look:
         lateral_wall, apex_wall: thickness over the septum's. pericardium, rv_wall, atrial_septum, valve: greys.
         trabeculae: grey of what reaches into the cavity. papillary: (s, v share, length, width, grey) each.
         root: grey of the dark outflow beside the septum's base, 0 without one.
+        veil: thickness of the inner muscle that looks dim, lateral and apical, per doubling of the wall; dim: its grey
+        as a share of the wall's.
         around: [H, W] of what lies round the heart. mottle: [H, W] noise of the tissue. cloud: [H, W] of the haze.
     """
 
@@ -53,6 +55,8 @@ class Look:
     papillary: tuple[tuple[float, float, float, float, float], ...]
     tendon: float
     root: float
+    veil: float
+    dim: float
     around: np.ndarray
     mottle: np.ndarray
     cloud: np.ndarray
@@ -61,9 +65,12 @@ class Look:
 def sample_look(rng: np.random.Generator, domain: Domain) -> Look:
     """Draw the greys of a clip of `domain`."""
     papillary = tuple((float(rng.uniform(0.35, 0.75)), float(rng.choice([-1, 1], p=[0.2, 0.8]) * rng.uniform(0.6, 1.0)),
-                       float(rng.uniform(3, 8)), float(rng.uniform(1.2, 3)), float(rng.uniform(0.3, 0.9)))
+                       float(rng.uniform(*domain.papillary)), float(rng.uniform(1.2, 3)),
+                       float(rng.uniform(0.3, 0.9)))
                       for _ in range(int(rng.choice([0, 1, 2, 3], p=[0.35, 0.35, 0.2, 0.1]))))
     septum = float(rng.uniform(*domain.septum))
+    veil, dim = (float(rng.uniform(*domain.veil)) * (rng.random() < 0.5), float(rng.uniform(0.15, 0.6))
+                 ) if domain.veil else (0.0, 1.0)
     return Look(
         septum=septum, lateral=min(float(rng.uniform(*domain.lateral)), septum + 0.15),
         apex=min(float(rng.uniform(*domain.apex)), septum), blood=float(rng.uniform(*domain.blood)),
@@ -76,7 +83,7 @@ def sample_look(rng: np.random.Generator, domain: Domain) -> Look:
         valve_wide=int(rng.integers(1, 4)),
         trabeculae=float(rng.uniform(0, 0.5)) * (rng.random() < 0.6), papillary=papillary,
         tendon=float(rng.uniform(0.2, 0.6)) * (rng.random() < 0.12),
-        root=float(rng.uniform(3, 8)) * (rng.random() < 0.12), around=surroundings(rng, domain),
+        root=float(rng.uniform(3, 8)) * (rng.random() < 0.12), veil=veil, dim=dim, around=surroundings(rng, domain),
         mottle=smooth_noise(rng, (SIZE, SIZE), float(rng.uniform(2.5, 6))),
         cloud=smooth_noise(rng, (SIZE, SIZE), float(rng.uniform(10, 25))))
 
@@ -114,6 +121,10 @@ def paint(heart: Heart, look: Look, pose: Pose, warp: tuple[np.ndarray, np.ndarr
     below = np.clip(-(u - pose.length - heart.slope * v) / 2, 0, 1)  # no muscle beyond the annulus
     thick = np.float32(pose.wall) * mixed(1.0, look.lateral_wall, look.apex_wall, lateral, apical)
     wall = mixed(look.septum, look.lateral, look.apex, lateral, apical) + np.float32(0.12) * mottle
+    if look.veil:
+        hidden = np.float32(look.veil * max(pose.wall / heart.wall - 1, 0)) * mixed(0.2, 1.0, 1.0, lateral, apical)
+        bright = look.dim + (1 - look.dim) * np.clip((outside - hidden) / 2 + 0.5, 0, 1)
+        wall = look.blood + bright * (wall - look.blood)
     image += np.clip((thick - outside) / 1.5 + 0.5, 0, 1) * below * (wall - image)
     if look.pericardium:
         line = np.exp(-((outside - thick - 1) / 1.8) ** 2) * lateral * below * (1 - apical)
