@@ -123,7 +123,7 @@ def paint(heart: Heart, look: Look, pose: Pose, warp: tuple[np.ndarray, np.ndarr
     wall = mixed(look.septum, look.lateral, look.apex, lateral, apical) + np.float32(0.12) * mottle
     if look.veil:
         hidden = np.float32(look.veil * max(pose.wall / heart.wall - 1, 0)) * mixed(0.2, 1.0, 1.0, lateral, apical)
-        bright = look.dim + (1 - look.dim) * np.clip((outside - hidden) / 2 + 0.5, 0, 1)
+        bright = look.dim + (1 - look.dim) * np.clip((outside - hidden) / 2 + 1, 0, 1)
         wall = look.blood + bright * (wall - look.blood)
     image += np.clip((thick - outside) / 1.5 + 0.5, 0, 1) * below * (wall - image)
     if look.pericardium:
