@@ -43,8 +43,8 @@ from edgeseg.teachers.stored import StoredTargets
 
 REAL = HERE.parents[1] / "shared" / "data" / "echo_real"
 LEAVE_ONE_OUT, LABELS = "leave-one-out", "labels-"
-LABELLED = ("phantom:echo?n=1400&seed=1&frames=8", "phantom:echo?n=700&seed=1&frames=8&domain=other")
-LABEL_EPOCHS = 6
+LABELLED = ("phantom:echo?n=800&seed=1&frames=24", "phantom:echo?n=400&seed=1&frames=24&domain=other")
+LABEL_CLIP, LABEL_EPOCHS = 24, 6
 """Of the student that learns from labels: what a phantom draws costs next to nothing, and many hearts help."""
 
 
@@ -119,11 +119,10 @@ def fold_recipe(given: argparse.Namespace, base: Recipe, clips: list[Case], left
 
 
 def taught_by_labels(given: argparse.Namespace, base: Recipe) -> Recipe:
-    """The recipe of a student of both domains' labels: what the phantom alone can teach. (Of the teacher it has the
-    normalisation.)"""
+    """The recipe of a student of both domains' labels: what the phantom alone can teach."""
     return base.changed({"data": (given.train,) if given.quick else LABELLED, "spec": echo.spec_of(given.size),
-                         "epochs": base.epochs if given.quick else LABEL_EPOCHS, "kd_weight": 0.0,
-                         "teacher": given.teacher, "targets": "network", "loss": "layerwise_kl"})
+                         **({} if given.quick else {"epochs": LABEL_EPOCHS, "clip": LABEL_CLIP}), "kd_weight": 0.0,
+                         "teacher": "none", "targets": "network", "loss": "layerwise_kl"})
 
 
 def leave_one_out(given: argparse.Namespace, base: Recipe, crew: Crew, clips: list[Case], spec: str

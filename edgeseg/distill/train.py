@@ -157,13 +157,18 @@ def channels_of(dataset: Dataset) -> int:
 
 
 def student_grid(recipe: Recipe, teacher: Any, stride: int, channels: int) -> Preprocessing:
-    """The student's fixed grid: the recipe's, else the teacher's, else 192 x 192 at 1.5625 mm; sizes rounded up to the
-    student's stride.
+    """The student's fixed grid: the recipe's, else the teacher's, else 192 x 192 at 1.5625 mm, of a student of clips
+    EchoNet-Dynamic's 112 x 112 pixels and its constants (a stream has no volume to take statistics of); sizes rounded
+    up to the student's stride.
 
     Raises:
         EdgesegError: the recipe's hu_window is not the teacher's.
     """
-    base = teacher.preprocessing if teacher else Preprocessing((192, 192), (1.5625, 1.5625))
+    from edgeseg.teachers.deeplabv3 import DeepLabV3Teacher
+
+    alone = DeepLabV3Teacher.preprocessing if recipe.student == "convlstm" else Preprocessing((192, 192),
+                                                                                            (1.5625, 1.5625))
+    base = teacher.preprocessing if teacher else alone
     size = tuple(recipe.size) or base.size
     size = tuple(-(-n // stride) * stride for n in size)
     spacing = tuple(recipe.spacing) or base.spacing

@@ -11,8 +11,10 @@ from edgeseg.distill.cache import Preparation
 from edgeseg.distill.clips import ClipDataset, window_frames
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.samples import EpochSampler, sample_weights
+from edgeseg.distill.train import student_grid
 from edgeseg.errors import EdgesegError
 from edgeseg.preprocess import Normalisation, Preprocessing
+from edgeseg.teachers.deeplabv3 import GREY, SIZE
 
 GRID = Preprocessing((32, 32), (1.0, 1.0), (Normalisation("ct", mean=0.0, std=1.0, low=0.0, high=255.0),))
 
@@ -102,3 +104,8 @@ def test_a_mixture_is_drawn_by_its_shares(cache):
 def test_what_a_recipe_of_clips_refuses(values, said):
     with pytest.raises(EdgesegError, match=said):
         Recipe().changed(values)
+
+
+def test_a_student_of_clips_without_a_teacher_has_echonets_grid_and_constants():
+    grid = student_grid(Recipe(teacher="none", kd_weight=0.0, student="convlstm"), None, 1, 1)
+    assert (grid.size, grid.spacing, grid.channels) == (SIZE, (1.0, 1.0), (GREY,))
