@@ -43,9 +43,9 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--other", default="phantom:echo?n=100&domain=other",
                         help="labelled clips: train and dev make the teacher, val is the test (default: %(default)s)")
-    parser.add_argument("--train", default="phantom:echo?n=500&frames=16",
+    parser.add_argument("--train", default="phantom:echo?n=350&frames=24",
                         help="the students' clips; labels are thrown away (default: %(default)s)")
-    parser.add_argument("--other-train", default="phantom:echo?n=250&frames=16&domain=other",
+    parser.add_argument("--other-train", default="phantom:echo?n=175&frames=24&domain=other",
                         help="the 'real data' arm's clips: of the same patients as --other (default: %(default)s)")
     parser.add_argument("--teacher", help="deeplabv3:CHECKPOINT, ... (default: a DeepLabv3 trained on --other)")
     parser.add_argument("--teacher-epochs", type=int, default=10)
