@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeseg.bundle.card import gate_rows
 from edgeseg.bundle.export import export_bundle
-from edgeseg.bundle.golden import phantom_frames
+from edgeseg.bundle.golden import phantom_clip, phantom_frames
 from edgeseg.bundle.graph import parse_protocol
 from edgeseg.bundle.recipe import CalibrationRecipe
 from edgeseg.bundle.staging import beside
@@ -103,7 +103,8 @@ def total_bytes(bundle: Bundle) -> int:
 
 def golden_is_synthetic(bundle: Bundle) -> bool:
     """Whether golden.npz holds exactly the frames that the phantom makes."""
-    made = [frame for frame, _ in phantom_frames(len(bundle.manifest.channels))]
+    draw = phantom_clip if bundle.manifest.stream else phantom_frames
+    made = [frame for frame, _ in draw(len(bundle.manifest.channels))]
     kept = [item.frame for item in load_golden(bundle.file("golden.npz"))]
     return len(made) == len(kept) and all(np.array_equal(a, b) for a, b in zip(made, kept, strict=True))
 

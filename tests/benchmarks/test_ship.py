@@ -129,6 +129,10 @@ def test_free_weights_of_labels_alone_are_shipped(ship, made, tmp_path):
     assert ship.refusals(open_bundle(change(made, licences=FREE))) == []
 
 
+def test_the_golden_frames_of_a_stream_are_a_phantoms_clip(ship, stream_bundle):
+    assert ship.golden_is_synthetic(stream_bundle)
+
+
 @pytest.mark.soak
 def test_a_run_is_exported_and_shipped(tmp_path):
     run = tiny_run.make_run(tmp_path / "x").folder
