@@ -60,7 +60,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--student", choices=tuple(STUDENTS), default="S1")
     parser.add_argument("--arms", nargs="+", help=f"of the sweep; {NONE!r} is always there (default: all)")
     parser.add_argument("--real", help="ct: slices:DIR of real patients, scored too and mixed in, all but one patient")
-    parser.add_argument("--mix", nargs="+", help="arms to mix real slices into (default: none and the best on dev)")
+    parser.add_argument("--mix", nargs="*", help="arms to mix real slices into (default: 'none' and the best on dev; "
+                                                 "without a name: no arm)")
     parser.add_argument("--margin", type=float, default=0.02)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/contrastive"))
@@ -209,6 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = {a.name: a for a in on_real}.get(best or NONE)
     value = float(patients_of(chosen).mean()) if chosen else None
     target = Target(f"Dice on real slices, {best}, phantom alone", value, ">=", REAL_TARGET)
+    mix = [n for n in (NONE, best) if n] if given.mix is None else given.mix
     from edgeseg.students.cost import count_parameters
 
     document = {
@@ -219,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
         **{s: report.compare(found, data[0].select(s), s, given.margin) for s, found in by_split.items()},
         "claims": claims, "real": report.compare(on_real, real, "all", given.margin) if real else None,
         "targets": [target.document()] if real else [],
-        "mixed": mixed(given, sweep, real, given.mix or [n for n in (NONE, best) if n]) if real else {},
+        "mixed": mixed(given, sweep, real, mix) if real and mix else {},
         "parameters": {a.name: count_parameters(a.runs[0].student()) for a in arms},
         "minutes": {r.name: minutes(r.metrics) for a in arms for r in a.runs}}
     name = f"contrastive_{given.task}" + ("" if given.student == "S1" else f"_{given.student}")
