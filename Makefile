@@ -27,7 +27,8 @@ demo: $(INSTALLED)
 # One process a folder: torch, OpenVINO and ONNX Runtime change the state of the process that loads them (denormals,
 # thread pools), and no product process loads all three either.
 ALL := $(sort $(dir $(wildcard tests/*/test_*.py)))
-FOLDERS := tests/serve/ $(filter-out tests/serve/,$(ALL))  # which waits more than it computes, beside a long one
+LONG := $(patsubst %,tests/%/,serve distill bundle benchmarks cli e2e measure)  # the longest first: both jobs end together
+FOLDERS := $(filter $(ALL),$(LONG)) $(filter-out $(LONG),$(ALL))
 
 # Two folders at a time; what a folder said comes when it has ended.
 JOBS ?= 2

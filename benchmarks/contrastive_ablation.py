@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,8 @@ def trained(sweep: Sweep, out: Path, jobs: int) -> list[report.Arm]:
 
 
 def scored(arms: Sequence[report.Arm], cases: Dataset, folder: Path) -> list[report.Arm]:
-    return [replace(a, scores=tuple(kept_scores(run, cases, folder) for run in a.runs)) for a in arms]
+    once = replace(cases, refs=tuple(replace(r, load=cache(r.load)) for r in cases.refs))  # not again for every run
+    return [replace(a, scores=tuple(kept_scores(run, once, folder) for run in a.runs)) for a in arms]
 
 
 def mixed(given: argparse.Namespace, sweep: Sweep, real: Dataset, names: Sequence[str]) -> dict[str, list[float]]:

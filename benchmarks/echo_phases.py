@@ -40,7 +40,7 @@ from edgeseg.readers import open_data
 from edgeseg.report.figures import new_figure, save
 
 TRUTH = "true masks"
-METHODS = ("area-length, detected events", "area-length, true events", "plain areas, detected events")
+METHODS = ("area-length, detected extremes", "area-length, true events", "plain areas, detected extremes")
 PEERS = (
     ("Fiorito 2018, 3D CNN + LSTM", "private, A4C and A2C, 500 patients", "1.63", "1.71", "mean absolute error"),
     ("Dezaki 2019, DenseNet + GRU", "private", "0.20", "1.43", "mean absolute error"),
@@ -70,7 +70,7 @@ class Found:
         for curves, threshold in ((self.half, 0.5), (self.published, PUBLISHED_AREA_THRESHOLD)):
             curves.append(ClipCurve(case.id, area_curve(probability, threshold), truth, case.frame_time))
         areas, volumes = self.half[-1].curve, volume_curve(masks, case.spacing)
-        events = find_phases(areas, case.frame_time)
+        events = find_phases(areas, case.frame_time, valves=False)
         for method, curve, phases in zip(METHODS, (volumes, volumes, areas), (events, truth, events), strict=True):
             self.ef[method].append(clip_ef(curve, phases))
 

@@ -87,7 +87,8 @@ def clip_ef(curve: np.ndarray, phases: Phases) -> float:
     (The curve smoothed as for `find_phases` would have its extremes cut off: 2 to 3 points of EF.)
 
     Args:
-        phases: the true events or detected ones.
+        phases: the true events, or the frames of largest and smallest area (`find_phases(..., valves=False)`): where
+            valves close early, the area has not turned yet.
 
     Returns:
         NaN without a beat, or when fewer than half of the frames have a volume.

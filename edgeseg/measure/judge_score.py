@@ -99,7 +99,7 @@ def valve_signal(valve: np.ndarray) -> np.ndarray:
 def valve_phases(signal: np.ndarray, frame_time: float) -> Phases:
     """ED, the maxima (the mitral valve closes), and ES, RELAXATION_S before the minima (it opens); `frame_time` s."""
     lifted = signal - signal.min() + 1  # a curve of areas: 0 would be a frame without a measurement
-    found = find_phases(lifted, frame_time, lag=0.0)
+    found = find_phases(lifted, frame_time, valves=False)
     es = (round(m - RELAXATION_S / frame_time) for m in found.es)
     return Phases(found.ed, tuple(e for e in es if e >= 0))
 

@@ -25,8 +25,8 @@ PHASES: tuple[Phase, Phase] = ("ED", "ES")
 PUBLISHED_AREA_THRESHOLD = 25 / 255
 """EchoDFKD counts a pixel of its area curve from this probability on (and from 80/255 in its Dice)."""
 
-SMOOTHING_S = 0.04
-"""Gaussian sigma in seconds: two frames at 50 fps, short beside the 0.2 to 0.4 s of a systole."""
+SMOOTHING_S = 0.06
+"""Gaussian sigma in seconds: three frames at 50 fps, short beside the 0.2 to 0.4 s of a systole."""
 SPIKE_S = 0.04
 """A median filter first takes out disturbances of at most this many seconds (two frames at 50 fps)."""
 PROMINENCE = 0.35
@@ -34,13 +34,18 @@ PROMINENCE = 0.35
 dip before the atrial kick stay below it, a premature beat mostly above."""
 TURN = 0.03
 """An extreme near an end of the clip must have been seen to turn by this share of the clip's swing on that side."""
-TILT_PER_S = 0.2
+TILT_PER_S = 0.4
 """Slope added to the curve, in swings of the clip a second: of a flat diastasis the last frame before the fall becomes
-ED, of a flat end of systole the first ES, whatever the noise. An atrial kick is ten times as steep and stays put."""
-VALVE_LAG_S = 0.03
+ED, of a flat end of systole the first ES, whatever the noise. An atrial kick is five times as steep and stays put."""
+AORTIC_LAG_S = 0.03
 """ED and ES are the closures of the mitral and the aortic valve, which begin an isovolumic plateau of 30 to 90 ms; the
-extreme of the smoothed curve lies inside it. Seconds by which the event comes before that extreme: set on train clips
-of both phantom domains (other hearts than those of any table), with true masks, whose bias it leaves within 6 ms."""
+smallest area lies inside the later one. Seconds by which ES comes before it."""
+FALL, MITRAL_LAG_S = 0.2, 0.13
+"""The top of the curve is flat, and noise alone says where its largest area lies; the fall of systole is steep. ED
+comes so many seconds before the curve has gone this share of the way from its top to its lowest.
+
+Both lags: set on train clips of both phantom domains (other hearts than those of any table), with true masks, whose
+bias they leave within 6 ms."""
 LEAST_SWING = 0.05
 """A clip whose area swings by less than this share of its median has no beats (or nobody can see them)."""
 
@@ -118,7 +123,7 @@ def lowest(signal: np.ndarray, start: int, stop: int) -> int:
     return start + int(np.argmin(signal[start:stop]))
 
 
-def find_phases(curve: np.ndarray, frame_time: float, lag: float = VALVE_LAG_S) -> Phases:
+def find_phases(curve: np.ndarray, frame_time: float, valves: bool = True) -> Phases:
     """All ED and ES frames of a clip, ED and ES in turn, without a reference.
 
     The smoothed and slightly tilted curve's extremes of enough prominence: two neighbouring maxima that both stand out
@@ -129,7 +134,7 @@ def find_phases(curve: np.ndarray, frame_time: float, lag: float = VALVE_LAG_S) 
         curve: area of each frame [T], in any unit. NaN and 0 are frames without a measurement (a ventricle always has
             an area: an empty mask is a failure) and are bridged.
         frame_time: seconds between frames.
-        lag: seconds from an event to the extreme of the curve; 0.0 for the frames of largest and smallest area.
+        valves: the frames in which the valves close; False: those of largest and smallest area.
 
     Returns:
         No events when fewer than half of the frames were measured, or when nothing beats.
@@ -140,9 +145,32 @@ def find_phases(curve: np.ndarray, frame_time: float, lag: float = VALVE_LAG_S) 
     swing = float(np.subtract(*np.percentile(smoothed, (95, 5))))
     if swing < LEAST_SWING * np.median(smoothed):
         return Phases()
-    tilted = smoothed / swing + TILT_PER_S * frame_time * np.arange(len(smoothed))
-    ed, es = (np.rint(np.maximum(peaks(x) - lag / frame_time, 0)).astype(int) for x in (tilted, -tilted))
+    level = smoothed / swing
+    tilted = level + TILT_PER_S * frame_time * np.arange(len(level))
+    ed, es = peaks(tilted), peaks(-tilted)
+    if valves:
+        ed, es = ed_of_falls(level, ed, es, frame_time), es - AORTIC_LAG_S / frame_time
+    ed, es = (np.rint(np.maximum(x, 0)).astype(int) for x in (ed, es))
     return Phases(tuple(ed.tolist()), tuple(es.tolist()))
+
+
+def ed_of_falls(level: np.ndarray, tops: np.ndarray, lows: np.ndarray, frame_time: float) -> np.ndarray:
+    """Where the mitral valve closes: MITRAL_LAG_S before the curve has fallen by FALL.
+
+    Args:
+        level: the curve [T], in swings of the clip. tops, lows: its extremes, between frames. After the last low, a
+            fall of the clip's whole swing is expected; one that the clip does not show leaves the top.
+    """
+    found = np.array(tops, float)
+    for k, top in enumerate(tops):
+        start, low = round(top), lows[lows > top][:1]
+        stop = round(low[0]) if low.size else len(level) - 1
+        fall = FALL * (level[start] - level[stop] if low.size else 1)
+        below = start + np.flatnonzero(level[start : stop + 1] <= level[start] - fall)
+        if below.size and (n := below[0]) > start:
+            past = (level[start] - fall - level[n]) / (level[n - 1] - level[n])
+            found[k] = n - past - MITRAL_LAG_S / frame_time
+    return found
 
 
 def smooth(curve: np.ndarray, frame_time: float) -> np.ndarray:

@@ -28,8 +28,9 @@ class ClipReading:
     """What a bundle says of one clip.
 
     Attributes:
-        labels: label values uint8 [T, H, W]. areas: of the left ventricle, pixels [T]. phases: detected ED and ES.
-        ef: percent, area-length, mean over beats; NaN without a beat. flagged: frame -> why the stream flagged it.
+        labels: label values uint8 [T, H, W]. areas: of the left ventricle, pixels [T]. phases: detected ED and ES, when
+            the valves close. ef: percent, area-length at the largest and smallest areas, mean over beats; NaN without
+            a beat. flagged: frame -> why the stream flagged it.
         error: why there is nothing of it.
     """
 
@@ -75,10 +76,10 @@ def read_clip(stream: Stream, case: Case) -> ClipReading:
     labels = np.stack([r.labels for r in results])
     masks = labels == scheme.values[scheme.names.index(LV)]
     areas = area_curve(masks)
-    phases = find_phases(areas, case.frame_time)
+    phases, extremes = (find_phases(areas, case.frame_time, valves) for valves in (True, False))
     flagged = tuple((n, r.status) for n, r in enumerate(results) if not r.ok)
     return ClipReading(case.id, 1 / case.frame_time, labels, areas, phases,
-                       clip_ef(volume_curve(masks, stream.spacing), phases), flagged)
+                       clip_ef(volume_curve(masks, stream.spacing), extremes), flagged)
 
 
 def read_clips(stream: Stream, refs: Iterable[tuple[str, Callable[[], Case]]], out: Path, pictures: bool = True,

@@ -71,7 +71,7 @@ class Measures:
         if moment.frame_time is None:
             self.why = "the loop says no frame rate"
             return
-        phases = find_phases(area_curve(masks), moment.frame_time)
+        phases = find_phases(area_curve(masks), moment.frame_time, valves=False)
         curve = volume_curve(masks, moment.spacing)
         ef = clip_ef(curve, phases)
         if not np.isfinite(ef):

@@ -52,6 +52,7 @@ def document(place: Path, name: str) -> dict:
     return json.loads((place / "out" / f"{name}.json").read_text())
 
 
+@pytest.mark.soak  # the whole main job, small
 def test_table_1_has_the_teacher_and_both_precisions_of_the_student_with_dice_and_speed(table1):
     found = document(table1, "ismrm_table1")
     assert (found["schema"], found["quick"], found["seed"]) == ("edgeseg.ismrm_table1/1", True, 0)
@@ -87,6 +88,7 @@ def test_what_is_finished_is_not_made_again_and_more_ratios_share_one_bench(tabl
         f"student t={t} {p}" for t in (2, 4) for p in ("FP32", "INT8")}
 
 
+@pytest.mark.soak  # the whole main job, small
 def test_a_run_begun_with_another_recipe_is_refused_before_anything_is_made(table1, tmp_path):
     recipe = tmp_path / "other.toml"
     recipe.write_text("learning_rate = 0.5\n")
@@ -99,6 +101,7 @@ def test_a_run_begun_with_another_recipe_is_refused_before_anything_is_made(tabl
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.soak  # the whole main job, small
 def test_table_2_pairs_every_cell_with_the_student_without_distillation(table2):
     found = document(table2[0], "ismrm_table2")
     cells = {(c["temperature"], c["weight"]): c for c in found["cells"]}
@@ -130,6 +133,7 @@ def test_an_interrupted_run_is_gone_on_with(table2):
     assert (work / name / "student.safetensors").read_bytes() == weights  # its one epoch was finished
 
 
+@pytest.mark.soak  # the whole main job, small
 def test_the_command_for_all_says_what_ran_what_was_skipped_and_what_failed(table2):
     said = {line.split()[0]: line for line in table2[1].splitlines() if line.strip()}
     assert "ran, " in said["ismrm_table2"]
@@ -137,6 +141,7 @@ def test_the_command_for_all_says_what_ran_what_was_skipped_and_what_failed(tabl
     assert "FAILED with code" in said["main_job"]  # the bundle that was named is not there
 
 
+@pytest.mark.soak  # the whole main job, small
 @pytest.mark.parametrize("name", ["ismrm_table1", "ismrm_table2"])
 def test_results_name_no_patient_and_no_folder_of_this_machine(table1, table2, name):
     for ending in ("json", "md"):

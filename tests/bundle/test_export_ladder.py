@@ -50,6 +50,7 @@ def test_files_within_the_recipes_limits_are_admitted_on_the_first_rung(loose):
     assert loose.manifest.limits["dice_drop"] == 1
 
 
+@pytest.mark.soak  # a second export, with fine-tuning
 def test_the_last_rung_leaves_a_bundle_that_nothing_admits_with_the_runs_own_weights(run, loose):
     said = []
     bundle = make(run, "never.edgeseg", NEVER, ("post-training", "fine-tune"), said.append)

@@ -68,6 +68,7 @@ def test_nnunet_makes_as_many_passes_as_its_row_says_and_writes_what_the_teacher
     np.testing.assert_array_equal(np.transpose(mirrored["case000.nii.gz"]), labels)
 
 
+@pytest.mark.soak  # nnU-Net's own command among them
 def test_commands_write_what_loaded_processes_write_and_an_ended_run_says_what_it_has(tmp_path, bundle, monkeypatch):
     ran, steps = [], []
 

@@ -206,6 +206,7 @@ def test_data_without_dev_patients_is_refused(hearts, tmp_path):
         distill(small(hearts, split_file=str(tmp_path / "split.json")), tmp_path / "run", say=str)
 
 
+@pytest.mark.soak  # three processes with torch
 def test_two_gloo_processes_train_together_each_with_its_own_teacher(hearts, heart_teacher, tmp_path):
     (tmp_path / "r.toml").write_text(small(hearts, heart_teacher).to_toml())
     command = [sys.executable, "-m", "edgeseg", "distill", "--recipe", str(tmp_path / "r.toml"), "--out",
