@@ -25,7 +25,7 @@ from echo_crew import TEACHER, Crew, Step, prediction, train_teacher
 
 from edgeseg.case import Case
 from edgeseg.distill.run import Run
-from edgeseg.measure.afd import ClipCurve, conditioned, free_running
+from edgeseg.measure.afd import ClipCurve, Detector, conditioned, free_running
 from edgeseg.measure.ejection import EfAgreement, clip_ef, ef_agreement, volume_curve
 from edgeseg.measure.overlap import above
 from edgeseg.measure.phases import (
@@ -33,6 +33,7 @@ from edgeseg.measure.phases import (
     PUBLISHED_AREA_THRESHOLD,
     area_curve,
     find_phases,
+    network_phases,
     published_phases,
     true_phases,
 )
@@ -58,8 +59,10 @@ PEERS = (
 
 @dataclass
 class Found:
-    """Of one network, clip by clip: area curves at 1/2 and at the published 25/255, EF in percent by method."""
+    """Of one network, clip by clip: area curves at 1/2 and at the published 25/255, EF in percent by method. `detect`:
+    our detector, of masks that follow the heart or do not."""
 
+    detect: Detector = network_phases
     half: list[ClipCurve] = field(default_factory=list)
     published: list[ClipCurve] = field(default_factory=list)
     ef: dict[str, list[float]] = field(default_factory=lambda: {m: [] for m in METHODS})
@@ -79,14 +82,15 @@ class Found:
         half, published = ([c for c, k in zip(curves, kept, strict=True) if k]
                            for curves in (self.half, self.published))
         return {"conditioned, published rule": conditioned(published),
-                "conditioned, our detector": conditioned(half, find_phases),
-                "free-running, our detector": free_running(half),
+                "conditioned, our detector": conditioned(half, self.detect),
+                "free-running, our detector": free_running(half, self.detect),
                 "free-running, published rule": free_running(published, lambda curve, _: published_phases(curve))}
 
 
 def measure_all(given: argparse.Namespace, names: list[str]) -> tuple[dict[str, Found], list[float], list[bool]]:
     """Network -> what was found; true EF (NaN: unknown); which clips have 50 frames per second."""
-    networks, found, ef, at_50 = echo.predicted(given, names), {n: Found() for n in (TRUTH, *names)}, [], []
+    networks, ef, at_50 = echo.predicted(given, names), [], []
+    found = {TRUTH: Found(find_phases), **{n: Found() for n in names}}
     for case in open_data(given.other).select("val"):
         assert case.labels is not None
         assert case.frame_time is not None

@@ -166,17 +166,17 @@ def train_judge(out: str, *data: str) -> None:
 
 def sampling(network: str, data: str, split: str, out: str) -> None:
     """aFD over the sampling rate: `measure.sampling_rate` with the network run on the kept frames alone."""
-    from edgeseg.measure.phases import PUBLISHED_AREA_THRESHOLD, area_curve
+    from edgeseg.measure.phases import PUBLISHED_AREA_THRESHOLD, area_curve, network_phases
     from edgeseg.measure.sampling_rate import sampling_rates
 
     subject = opened(network)
-    rows = sampling_rates(of_split(data, split), lambda case: area_curve(subject.predict(case)[1][:, 1],
-                                                                          PUBLISHED_AREA_THRESHOLD))
+    rows = sampling_rates(of_split(data, split), lambda case: area_curve(
+        subject.predict(case)[1][:, 1], PUBLISHED_AREA_THRESHOLD), detect=network_phases)
     write_json(Path(out), {"rows": rows})
 
 
 COMMANDS = {"predict": predict, "train-nnunet": train_nnunet, "teacher-onnx": teacher_onnx, "judge": judge,
-            "train-judge": train_judge,            "sampling": sampling}
+            "train-judge": train_judge, "sampling": sampling}
 
 
 def do(command: list[str]) -> None:

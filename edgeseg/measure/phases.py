@@ -46,6 +46,9 @@ comes so many seconds before the curve has gone this share of the way from its t
 
 Both lags: set on train clips of both phantom domains (other hearts than those of any table), with true masks, whose
 bias they leave within 6 ms."""
+NETWORK_DELAY_S = 0.01
+"""Masks of a network follow the heart: seconds by which a ConvLSTM student's valves closed late, ED and ES alike (42
+clips of the shifted phantom domain, other hearts than those of any table)."""
 LEAST_SWING = 0.05
 """A clip whose area swings by less than this share of its median has no beats (or nobody can see them)."""
 
@@ -123,7 +126,8 @@ def lowest(signal: np.ndarray, start: int, stop: int) -> int:
     return start + int(np.argmin(signal[start:stop]))
 
 
-def find_phases(curve: np.ndarray, frame_time: float, valves: bool = True) -> Phases:
+def find_phases(curve: np.ndarray, frame_time: float, valves: bool = True, delay: float = 0.0
+                ) -> Phases:
     """All ED and ES frames of a clip, ED and ES in turn, without a reference.
 
     The smoothed and slightly tilted curve's extremes of enough prominence: two neighbouring maxima that both stand out
@@ -135,6 +139,7 @@ def find_phases(curve: np.ndarray, frame_time: float, valves: bool = True) -> Ph
             an area: an empty mask is a failure) and are bridged.
         frame_time: seconds between frames.
         valves: the frames in which the valves close; False: those of largest and smallest area.
+        delay: seconds by which the masks are late; NETWORK_DELAY_S for those of a network. Of valves alone.
 
     Returns:
         No events when fewer than half of the frames were measured, or when nothing beats.
@@ -149,9 +154,15 @@ def find_phases(curve: np.ndarray, frame_time: float, valves: bool = True) -> Ph
     tilted = level + TILT_PER_S * frame_time * np.arange(len(level))
     ed, es = peaks(tilted), peaks(-tilted)
     if valves:
-        ed, es = ed_of_falls(level, ed, es, frame_time), es - AORTIC_LAG_S / frame_time
+        ed = ed_of_falls(level, ed, es, frame_time) - delay / frame_time
+        es = es - (AORTIC_LAG_S + delay) / frame_time
     ed, es = (np.rint(np.maximum(x, 0)).astype(int) for x in (ed, es))
     return Phases(tuple(ed.tolist()), tuple(es.tolist()))
+
+
+def network_phases(curve: np.ndarray, frame_time: float) -> Phases:
+    """`find_phases` of a network's masks, which are late by NETWORK_DELAY_S."""
+    return find_phases(curve, frame_time, delay=NETWORK_DELAY_S)
 
 
 def ed_of_falls(level: np.ndarray, tops: np.ndarray, lows: np.ndarray, frame_time: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from edgeseg.errors import EdgesegError
 from edgeseg.files import write_text
 from edgeseg.measure.beats import ClipSizes, write_size_csv
 from edgeseg.measure.ejection import clip_ef, volume_curve
-from edgeseg.measure.phases import Phases, area_curve, find_phases
+from edgeseg.measure.phases import Phases, area_curve, find_phases, network_phases
 from edgeseg.preprocess import Preprocessing
 from edgeseg.readers.nifti_write import write_volume
 from edgeseg.report.echo import Curve, area_curves, write_overlay_video
@@ -76,7 +76,8 @@ def read_clip(stream: Stream, case: Case) -> ClipReading:
     labels = np.stack([r.labels for r in results])
     masks = labels == scheme.values[scheme.names.index(LV)]
     areas = area_curve(masks)
-    phases, extremes = (find_phases(areas, case.frame_time, valves) for valves in (True, False))
+    phases = network_phases(areas, case.frame_time)
+    extremes = find_phases(areas, case.frame_time, valves=False)
     flagged = tuple((n, r.status) for n, r in enumerate(results) if not r.ok)
     return ClipReading(case.id, 1 / case.frame_time, labels, areas, phases,
                        clip_ef(volume_curve(masks, stream.spacing), extremes), flagged)

@@ -5,11 +5,13 @@ import pytest
 from heart_curves import FRAME_TIME, clip, off
 
 from edgeseg.measure.phases import (
+    NETWORK_DELAY_S,
     PUBLISHED_AREA_THRESHOLD,
     Phases,
     area_curve,
     find_phases,
     nearest,
+    network_phases,
     published_estimate,
     published_phases,
     runs_below_median,
@@ -82,6 +84,16 @@ def test_without_the_valve_lag_the_events_come_later_and_no_others():
     curve, _ = clip([45, 50, 42])
     valve, extreme = find_phases(curve, FRAME_TIME), find_phases(curve, FRAME_TIME, valves=False)
     assert all(1 <= b - a <= 2 for a, b in zip(valve.ed + valve.es, extreme.ed + extreme.es, strict=True))
+
+
+def test_a_networks_events_come_earlier_by_its_delay_and_extremes_do_not():
+    curve, _ = clip([45, 50, 42])
+    at = {d: find_phases(curve, FRAME_TIME, delay=d) for d in (0.0, 2 * FRAME_TIME)}
+    assert [a - b for a, b in zip(at[0.0].ed + at[0.0].es, at[2 * FRAME_TIME].ed + at[2 * FRAME_TIME].es,
+                                  strict=True)] == [2] * 7
+    assert network_phases(curve, FRAME_TIME) == find_phases(curve, FRAME_TIME, delay=NETWORK_DELAY_S)
+    extremes = [find_phases(curve, FRAME_TIME, valves=False, delay=d) for d in (0.0, 1.0)]
+    assert extremes[0] == extremes[1]
 
 
 def test_ed_hangs_on_the_steep_fall_and_not_on_the_flat_top():
