@@ -151,11 +151,12 @@ def pictures(folder: Path, name: str, clips: list[Case], found: list[np.ndarray]
 
 def targets(results: dict[str, dict[str, Any]], size: str) -> list[Target]:
     rows = []
-    if (unseen := results.get(size)) is not None:
-        rows = [target(f"Dice of {size}, no real frame seen", mean(unseen["Dice"]), ">=", 0.80),
-                target(f"area-curve correlation of {size}", mean(unseen["area correlation"]), ">=", 0.9),
-                *(target(f"{p} aFD of {size} against the teacher's curve, frames", unseen["afd"][p].frames, "<=", 2.0)
-                  for p in PHASES)]
+    for name in (size, LABELS + size):
+        if (unseen := results.get(name)) is not None:
+            rows += [target(f"Dice of {name}, no real frame seen", mean(unseen["Dice"]), ">=", 0.80),
+                     target(f"area-curve correlation of {name}", mean(unseen["area correlation"]), ">=", 0.9),
+                     *(target(f"{p} aFD of {name} against the teacher's curve, frames", unseen["afd"][p].frames, "<=",
+                              2.0) for p in PHASES)]
     if (seen := results.get(LEAVE_ONE_OUT)) is not None:
         rows.append(target("Dice, leave-one-out with the other clips' masks", mean(seen["Dice"]), ">=", 0.88))
     return rows
