@@ -138,9 +138,9 @@ def scored(arms: Sequence[report.Arm], cases: Dataset, folder: Path) -> list[rep
     return [replace(a, scores=tuple(kept_scores(run, once, folder) for run in a.runs)) for a in arms]
 
 
-def mixed(given: argparse.Namespace, sweep: Sweep, real: Dataset, names: Sequence[str]) -> dict[str, list[float]]:
-    """Arm -> Dice of each real patient who was left out (mean over seeds), the others' slices mixed in half and half.
-    """
+def mixed(given: argparse.Namespace, sweep: Sweep, real: Dataset, names: Sequence[str]
+          ) -> dict[str, list[list[float]]]:
+    """Arm -> Dice of each real patient who was left out, by seed; the others' slices mixed in half and half."""
     phantom, found = open_data(sweep.base.data[0]), {name: [] for name in names}
     for patient in real.patients():
         split = {s: list(phantom.select(s).patients()) for s in ("train", "dev", "val")}
@@ -151,7 +151,7 @@ def mixed(given: argparse.Namespace, sweep: Sweep, real: Dataset, names: Sequenc
             "data": (f"{sweep.base.data[0]}:0.5", f"{absolute(given.real)}:0.5"), "split_file": str(file)})
         left_out = replace(real, refs=tuple(r for r in real.refs if r.patient == patient))
         for arm in scored(trained(fold, file.with_suffix(""), given.jobs), left_out, given.work / "scores"):
-            found[arm.name].append(float(arm.dice.mean()))
+            found[arm.name].append(arm.dice.mean(axis=(1, 2)).tolist())
     return found
 
 
@@ -182,10 +182,11 @@ def page(document: dict[str, Any], target: Target) -> str:
                  + report.table(report.score_table(real)) + "\n"
                  + markdown_table(["target", "value", "interval", "limit", "verdict"], [target.line()]))
     if document["mixed"]:
-        rows = [[name, *(f"{v:.3f}" for v in values), f"{np.mean(values):.3f}"]
+        rows = [[name, *(f"{np.mean(v):.3f} ({min(v):.3f} to {max(v):.3f})" for v in values), f"{np.mean(values):.3f}"]
                 for name, values in document["mixed"].items()]
         head = ["arm", *(f"patient {k + 1} left out" for k in range(len(rows[0]) - 2)), "mean"]
-        text += ("\n### The other patient's slices mixed in, half and half\n\n" + markdown_table(head, rows))
+        text += ("\n### The other patient's slices mixed in, half and half\n\nMean (range) of the seeds.\n\n"
+                 + markdown_table(head, rows))
     arms = [[name, f"{document['parameters'][name]:,}",
              ", ".join(f"{k} {v}" for k, v in arm.items() if k != "features"),
              "; ".join(f"{t['scale']}: {t['teacher']} to {t['student']}, {t['kind']}, weight {t.get('weight', 0.1):g}, "
