@@ -141,18 +141,23 @@ def scored(arms: Sequence[report.Arm], cases: Dataset, folder: Path) -> list[rep
 def mixed(given: argparse.Namespace, sweep: Sweep, real: Dataset, names: Sequence[str]
           ) -> dict[str, list[list[float]]]:
     """Arm -> Dice of each real patient who was left out, by seed; the others' slices mixed in half and half."""
-    phantom, found = open_data(sweep.base.data[0]), {name: [] for name in names}
-    for patient in real.patients():
-        split = {s: list(phantom.select(s).patients()) for s in ("train", "dev", "val")}
-        split["train"] += [p for p in real.patients() if p != patient]
-        file = given.work / f"mixed-without-{real.patients().index(patient)}.json"
-        write_text(file, json.dumps({**split, "val": [*split["val"], patient]}))
-        fold = replace(sweep, arms={n: sweep.arms[n] for n in names}).changed({
-            "data": (f"{sweep.base.data[0]}:0.5", f"{absolute(given.real)}:0.5"), "split_file": str(file)})
+    found: dict[str, list[list[float]]] = {name: [] for name in names}
+    for number, patient in enumerate(real.patients()):
+        file = given.work / f"mixed-{given.student}-without-{number}.json"
+        fold = without(replace(sweep, arms={n: sweep.arms[n] for n in names}), real, patient, file)
         left_out = replace(real, refs=tuple(r for r in real.refs if r.patient == patient))
         for arm in scored(trained(fold, file.with_suffix(""), given.jobs), left_out, given.work / "scores"):
             found[arm.name].append(arm.dice.mean(axis=(1, 2)).tolist())
     return found
+
+
+def without(sweep: Sweep, real: Dataset, patient: str, file: Path) -> Sweep:
+    """The sweep with every real patient but one among the training patients; its split goes into `file`."""
+    phantom = open_data(sweep.base.data[0])
+    split = {s: list(phantom.select(s).patients()) for s in ("train", "dev", "val")}
+    split["train"] += [p for p in real.patients() if p != patient]
+    write_text(file, json.dumps({**split, "val": [*split["val"], patient]}))
+    return sweep.changed({"data": (f"{sweep.base.data[0]}:0.5", f"{real.spec}:0.5"), "split_file": str(file)})
 
 
 def page(document: dict[str, Any], target: Target) -> str:

@@ -173,12 +173,20 @@ class Recipe:
         return self.kd_weight < 1 or any(pair.kind == "supervised" for pair in self.features)
 
     def dataset(self) -> "Dataset":
-        """The data sets that it names, merged, with its share of the training patients."""
+        """The data sets that it names, merged, with its share of the training patients of each.
+
+        Raises:
+            EdgesegError: as of the readers; a data set of a mixture has no training case, and its share would vanish.
+        """
         from edgeseg.readers import merge, open_data
         from edgeseg.readers.splits import take_fraction
 
-        found = merge([open_data(spec, Path(self.split_file) if self.split_file else None) for spec in self.data])
-        return found if self.fraction == 1 else take_fraction(found, self.fraction, self.seed)
+        found = [open_data(spec, Path(self.split_file) if self.split_file else None) for spec in self.data]
+        for part in found:
+            if any(r.share is not None for r in part.refs) and not part.select("train"):
+                raise EdgesegError(f"{part.spec}: has a share of the mixture and no training case: leave it out, or "
+                                   "bring one")
+        return merge(found if self.fraction == 1 else [take_fraction(d, self.fraction, self.seed) for d in found])
 
     @classmethod
     def load(cls, path: Path) -> "Recipe":
