@@ -3,12 +3,13 @@
 Each takes the arms by name, scored on one split, and gives {"claim", "verdict", "tests": pair -> comparison}.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from edgeseg.measure.significance import Comparison, compare_paired, corrected
+from edgeseg.measure.significance import Comparison, compare_paired, corrected, crossed_interval
+from edgeseg.measure.statistics import Interval
 from edgeseg.report.compare import Arm
 
 SCALES, KINDS = ("encoder", "bottleneck", "decoder"), ("supervised", "instance")
@@ -27,6 +28,17 @@ def family(arms: dict[str, Arm], pairs: Sequence[tuple[str, str]], margin: float
     there = [(a, b) for a, b in pairs if a in arms and b in arms]
     found = corrected([compare_paired(patients_of(arms[a]), patients_of(arms[b]), margin) for a, b in there])
     return {f"{a} minus {b}": c for (a, b), c in zip(there, found, strict=True)}
+
+
+def over_seeds(arms: dict[str, Arm], tests: Mapping[str, Comparison]) -> dict[str, Interval]:
+    """Of each of the pairs, the difference with seeds drawn too: what other seeds and other patients would give. Only
+    of arms with the same seeds."""
+    found = {}
+    for name in tests:
+        a, b = (arms[n] for n in name.split(" minus "))
+        if a.seeds == b.seeds:
+            found[name] = crossed_interval((a.dice - b.dice).mean(axis=2))
+    return found
 
 
 def significant(found: Comparison) -> bool:

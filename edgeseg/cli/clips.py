@@ -46,11 +46,13 @@ def clips(
             f"EF {found.ef:.0f} %" + (f", {len(found.flagged)} frames flagged: {found.flagged[0][1]}" if found.flagged
                                       else ""))
         typer.echo(f"         {found.name}: {text}", err=as_json or bool(found.error))
+        for note in found.notes:
+            typer.echo(f"         {found.name}: note: {note}", err=True)
 
     results = read_clips(stream, refs, out, pictures, say)
     if as_json:
         typer.echo(one_line([{"clip": r.name, "fps": r.fps, "ed": r.phases.ed, "es": r.phases.es, "ef": r.ef,
-                              "flagged": r.flagged, "error": r.error} for r in results]))
+                              "flagged": r.flagged, "notes": r.notes, "error": r.error} for r in results]))
     if failed := [r for r in results if r.error]:
         raise EdgesegError(failed[0].error if len(results) == 1 else
                            f"{len(failed)} of {len(results)} clips failed, each is named above")

@@ -44,6 +44,8 @@ INSTANCE_SIDE = 8
 """Side to which a map is averaged before it becomes one vector: 8 x 8 x 64 = 4096 numbers, not the 4.2 million of a
 flattened 256 x 256 map."""
 MSE_SIDE = 64
+MOST_APART = 4
+"""Times by which the two maps of a pair may differ in size; the published bottlenecks do by 4."""
 
 Maps = dict[str, torch.Tensor]
 """Module path -> what it gave, [B, C, h, w]."""
@@ -59,7 +61,8 @@ class FeatureLosses(nn.Module):
         seed: of the heads' first weights; the global random state is left as it was.
 
     Raises:
-        EdgesegError: a path that does not exist (near ones are named), a module that does not run or gives no map.
+        EdgesegError: a path that does not exist (near ones are named), a module that does not run, gives no map or one
+            that the next module overwrites, maps of scales that do not match.
     """
 
     def __init__(self, pairs: Sequence[FeaturePair], student: nn.Module, teacher: nn.Module,
@@ -82,6 +85,8 @@ class FeatureLosses(nn.Module):
             trial(image)
             logits(image)
         found = [self.maps_of(pair, maps) for pair in pairs]
+        for pair, (a, b) in zip(pairs, found, strict=True):
+            check_scales(pair, a, b)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.heads = nn.ModuleList(heads_of(pair.kind, a.shape[1], b.shape[1])
@@ -136,14 +141,37 @@ def at_pixels(x: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:
 
 # ---- maps
 
+def check_scales(pair: FeaturePair, student: torch.Tensor, teacher: torch.Tensor) -> None:
+    mine, theirs = (tuple(x.shape[-2:]) for x in (student, teacher))
+    if any(max(a, b) > MOST_APART * min(a, b) for a, b in zip(mine, theirs, strict=True)):
+        raise EdgesegError(f"features {pair.scale}: the student's {pair.student!r} gives {mine[0]} x {mine[1]}, the "
+                           f"teacher's {pair.teacher!r} {theirs[0]} x {theirs[1]}: name modules at most {MOST_APART} "
+                           "times apart")
+
+
 @contextmanager
 def watching(network: nn.Module, paths: Sequence[str], whose: str) -> Iterator[Maps]:
-    """Collects what the modules at `paths` give while the context lasts; no hook is left behind."""
+    """Collects what the modules at `paths` give while the context lasts; no hook is left behind.
+
+    Raises:
+        EdgesegError: at its end, when a module that follows has changed such a map in place.
+    """
     seen: Maps = {}
+    state: dict[str, int] = {}
+
+    def keep(path: str, output: Any) -> None:
+        seen[path] = output
+        if isinstance(output, torch.Tensor) and not output.is_inference():
+            state[path] = output._version
+
     handles = [find_module(network, path, whose).register_forward_hook(
-        lambda _module, _input, output, path=path: seen.__setitem__(path, output)) for path in dict.fromkeys(paths)]
+        lambda _module, _input, output, path=path: keep(path, output)) for path in dict.fromkeys(paths)]
     try:
         yield seen
+        for path, before in state.items():
+            if seen[path]._version != before:
+                raise EdgesegError(f"the {whose}'s module {path!r} gives a map that what follows changes in place: "
+                                   "name the module that follows")
     finally:
         for handle in handles:
             handle.remove()

@@ -26,7 +26,8 @@ def make_targets(teachers: Sequence[Any], dataset: Dataset, out: Path, weights: 
         weights: one a teacher, made to sum to 1; none: the plain mean.
 
     Raises:
-        EdgesegError: teachers of different tasks, bad weights, or `out` was begun with other teachers or options.
+        EdgesegError: teachers of different tasks, bad weights, or `out` was begun with other teachers or options; cases
+            that could not be read or predicted, after all others are stored.
     """
     shares = checked_weights(weights, len(teachers))
     first = teachers[0]
@@ -46,17 +47,26 @@ def make_targets(teachers: Sequence[Any], dataset: Dataset, out: Path, weights: 
     out.mkdir(parents=True, exist_ok=True)
     left = [ref for ref in dataset.refs if ref.id not in manifest["cases"]]
     say(f"targets  {len(left)} of {len(dataset)} cases to do")
-    begun, frames = time.monotonic(), 0
+    begun, frames, failed = time.monotonic(), 0, 0
     for start in range(0, len(left), SHARD):
         part: dict[str, tuple[str, np.ndarray]] = {}
         for ref in left[start : start + SHARD]:
-            case = ref.load()
-            part[ref.id] = fingerprint(case), quantise(fused(teachers, shares, case, tta))
-            frames += len(case.frames)
-        write_shard(out, manifest, part)
-        done, seconds = start + len(part), time.monotonic() - begun
+            try:
+                case = ref.load()
+                part[ref.id] = fingerprint(case), quantise(fused(teachers, shares, case, tta))
+            except EdgesegError as error:
+                say(f"targets  left out: {error}")
+                failed += 1
+            else:
+                frames += len(case.frames)
+        if part:
+            write_shard(out, manifest, part)
+        done, seconds = min(start + SHARD, len(left)), time.monotonic() - begun
         say(f"targets  {done}/{len(left)} cases, {frames / seconds:.1f} frames/s, "
             f"{seconds / done * (len(left) - done) / 60:.1f} min left")
+    if failed:
+        raise EdgesegError(f"{failed} of {len(left)} cases failed, each is named above; {out} holds the others, and "
+                           "the same command tries again")
     return StoredTargets(out, json.loads(json.dumps(manifest)))
 
 

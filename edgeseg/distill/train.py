@@ -12,6 +12,7 @@ from edgeseg.distill.machine import Machine, check_machine, described, is_first_
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.run import Run
 from edgeseg.errors import EdgesegError, Interrupted
+from edgeseg.files import write_text
 from edgeseg.preprocess import Preprocessing
 from edgeseg.readers import Dataset
 
@@ -117,7 +118,7 @@ def open_folder(recipe: Recipe, out: Path, resume: bool) -> Recipe:
     out.mkdir(parents=True, exist_ok=True)
     recipe = replace(recipe, data=tuple(map(absolute, recipe.data)), teacher=absolute(recipe.teacher),
                      split_file=str(Path(recipe.split_file).resolve()) if recipe.split_file else "")
-    (out / "recipe.toml").write_text(recipe.to_toml())
+    write_text(out / "recipe.toml", recipe.to_toml())
     return recipe
 
 

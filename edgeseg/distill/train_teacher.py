@@ -15,6 +15,7 @@ from edgeseg.distill.machine import Machine
 from edgeseg.distill.recipe import Recipe
 from edgeseg.distill.train import train_network
 from edgeseg.errors import EdgesegError, Interrupted
+from edgeseg.files import write_text
 from edgeseg.labels import IGNORE
 from edgeseg.readers import CaseRef, merge, open_data
 from edgeseg.teachers.deeplabv3 import SCHEME, DeepLabV3, DeepLabV3Teacher
@@ -44,7 +45,7 @@ def train_teacher(recipe: Recipe, out: Path, traced_only: bool, resume: bool = F
     if traced_only:
         dataset = replace(dataset, refs=tuple(map(traced, dataset.refs)))
     out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.toml").write_text(plan.to_toml())
+    write_text(out / "recipe.toml", plan.to_toml())
     torch.manual_seed(recipe.seed)
     network = DeepLabV3()
     say(f"teacher  deeplabv3_resnet50, {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters, "

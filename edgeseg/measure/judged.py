@@ -14,7 +14,7 @@ from edgeseg.labels import IGNORE
 from edgeseg.measure import afd
 from edgeseg.measure.judge_score import Similarities, rank_agreement, score_masks, valve_phases, valve_signal
 from edgeseg.measure.overlap import dice
-from edgeseg.measure.phases import area_curve
+from edgeseg.measure.phases import area_curve, network_phases
 from edgeseg.measure.statistics import Interval, bootstrap_interval
 
 SCHEMA = "edgeseg.judge/1"
@@ -36,7 +36,7 @@ class Member:
     def summary(self) -> dict[str, Any]:
         """Means over clips, and how its ED and ES agree with those that the judge sees in the mitral valve."""
         means = {k: bootstrap_interval(getattr(self, k)) for k in ("score", "hidden", "wall", "dice")}
-        return {"name": self.name, **means, "phases": afd.free_running(self.curves)}
+        return {"name": self.name, **means, "phases": afd.free_running(self.curves, network_phases)}
 
 
 @dataclass

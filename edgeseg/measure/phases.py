@@ -37,15 +37,15 @@ TURN = 0.03
 TILT_PER_S = 0.4
 """Slope added to the curve, in swings of the clip a second: of a flat diastasis the last frame before the fall becomes
 ED, of a flat end of systole the first ES, whatever the noise. An atrial kick is five times as steep and stays put."""
-AORTIC_LAG_S = 0.03
+VALVE_LAG_S = 0.03
 """ED and ES are the closures of the mitral and the aortic valve, which begin an isovolumic plateau of 30 to 90 ms; the
-smallest area lies inside the later one. Seconds by which ES comes before it."""
-FALL, MITRAL_LAG_S = 0.2, 0.13
-"""The top of the curve is flat, and noise alone says where its largest area lies; the fall of systole is steep. ED
-comes so many seconds before the curve has gone this share of the way from its top to its lowest.
+extreme of the curve lies inside it. Seconds by which the event comes before that extreme."""
+FALL, ONSET = 0.2, 0.6
+"""The top of the curve is flat, and noise alone says where its largest area lies; the fall of systole is steep. From
+where the curve has gone the share FALL of its way to the lowest, ED lies back by ONSET times the rest of the way's
+time (median of the clip's beats: the faster the heart, the shorter).
 
-Both lags: set on train clips of both phantom domains (other hearts than those of any table), with true masks, whose
-bias they leave within 6 ms."""
+Lag and onset: set on train clips of both phantom domains (other hearts than those of any table), with true masks."""
 NETWORK_DELAY_S = 0.01
 """Masks of a network follow the heart: seconds by which a ConvLSTM student's valves closed late, ED and ES alike (42
 clips of the shifted phantom domain, other hearts than those of any table)."""
@@ -155,7 +155,7 @@ def find_phases(curve: np.ndarray, frame_time: float, valves: bool = True, delay
     ed, es = peaks(tilted), peaks(-tilted)
     if valves:
         ed = ed_of_falls(level, ed, es, frame_time) - delay / frame_time
-        es = es - (AORTIC_LAG_S + delay) / frame_time
+        es = es - (VALVE_LAG_S + delay) / frame_time
     ed, es = (np.rint(np.maximum(x, 0)).astype(int) for x in (ed, es))
     return Phases(tuple(ed.tolist()), tuple(es.tolist()))
 
@@ -166,21 +166,23 @@ def network_phases(curve: np.ndarray, frame_time: float) -> Phases:
 
 
 def ed_of_falls(level: np.ndarray, tops: np.ndarray, lows: np.ndarray, frame_time: float) -> np.ndarray:
-    """Where the mitral valve closes: MITRAL_LAG_S before the curve has fallen by FALL.
+    """Where the mitral valve closes, from the falls of the curve.
 
     Args:
-        level: the curve [T], in swings of the clip. tops, lows: its extremes, between frames. After the last low, a
-            fall of the clip's whole swing is expected; one that the clip does not show leaves the top.
+        level: the curve [T]. tops, lows: its extremes, between frames. A top whose low the clip does not show is taken
+            itself, less VALVE_LAG_S.
     """
-    found = np.array(tops, float)
+    found, falls = tops - VALVE_LAG_S / frame_time, []
     for k, top in enumerate(tops):
         start, low = round(top), lows[lows > top][:1]
-        stop = round(low[0]) if low.size else len(level) - 1
-        fall = FALL * (level[start] - level[stop] if low.size else 1)
-        below = start + np.flatnonzero(level[start : stop + 1] <= level[start] - fall)
-        if below.size and (n := below[0]) > start:
-            past = (level[start] - fall - level[n]) / (level[n - 1] - level[n])
-            found[k] = n - past - MITRAL_LAG_S / frame_time
+        if low.size:
+            mark = level[start] - FALL * (level[start] - level[round(low[0])])
+            n = start + 1 + int(np.argmax(level[start + 1 :] <= mark))
+            falls.append((k, n - (mark - level[n]) / (level[n - 1] - level[n]), low[0]))
+    if falls:
+        back = ONSET * np.median([low - crossing for _, crossing, low in falls])
+        for k, crossing, _ in falls:
+            found[k] = crossing - back
     return found
 
 

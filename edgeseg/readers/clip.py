@@ -19,6 +19,9 @@ MAX_FPS = 1000.0
 """Frames per second above which a frame rate cannot be one of an echocardiogram, but is a wrong tag."""
 DEFAULT_FPS = 50.0
 """Assumed, and noted, where nothing states a usable rate: that of 79 % of EchoNet-Dynamic's clips."""
+SIDE = 112.0
+"""mm that a frame without a pixel size is taken to be high and wide: EchoNet-Dynamic's clips, whose pixel size nobody
+knows, have 112 x 112 pixels and count as 1 mm, and a larger frame is the same view in more pixels."""
 COLOURED = 32
 """Difference of colour channels from which a pixel is coloured: more than the compression of grey makes."""
 
@@ -36,6 +39,12 @@ class Clip:
     notes: tuple[str, ...] = ()
     spacing: tuple[float, float] | None = None
     vendor: str | None = None
+
+
+def spacing_of(frames: np.ndarray) -> tuple[float, float]:
+    """(row, column) mm of frames [T, H, W] whose pixel size nobody knows: of the whole frame, see SIDE."""
+    height, width = frames.shape[1:]
+    return SIDE / height, SIDE / width
 
 
 def decode(path: Path) -> Clip:

@@ -20,7 +20,7 @@ import numpy as np
 from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
 from edgeseg.labels import IGNORE, LabelScheme
-from edgeseg.readers.clip import decode, frame_rate
+from edgeseg.readers.clip import decode, frame_rate, spacing_of
 from edgeseg.readers.dataset import CaseRef, Dataset
 from edgeseg.readers.splits import split_of_patients
 from edgeseg.readers.tracing import (
@@ -181,9 +181,9 @@ def read_case(path: Path, listed: Listed, tracings: Tracings | None) -> Case:
         echo |= found
         provenance |= {"annotators": several} if several else {}
     provenance["notes"] = (*clip.notes, *notes)
-    return Case(id=listed.name, patient=listed.name, frames=clip.frames[:, None], spacing=(1.0, 1.0), axis="time",
-                frame_time=1 / rate, labels=labels, scheme=SCHEME if labels is not None else None, source=str(path),
-                provenance=provenance)
+    return Case(id=listed.name, patient=listed.name, frames=clip.frames[:, None], spacing=spacing_of(clip.frames),
+                axis="time", frame_time=1 / rate, labels=labels, scheme=SCHEME if labels is not None else None,
+                source=str(path), provenance=provenance)
 
 
 def label(tracings: Tracings, shape: tuple[int, ...]) -> tuple[

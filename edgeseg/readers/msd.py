@@ -80,17 +80,22 @@ def read_msd(image: Path, label: Path | None, name: str, scheme: LabelScheme, ho
     case = read_case([image], label, id=name, patient=name, scheme=scheme)
     if hounsfield:
         check_hu(case.frames, case.source)
-    flipped = axes_to_flip(case.provenance["affine"])
+    flipped = axes_to_flip(case.provenance["affine"], case.source or name)
     labels = None if case.labels is None else np.ascontiguousarray(np.flip(case.labels, flipped))
     with_channel = tuple(axis + 1 if axis else 0 for axis in flipped)
     return replace(case, frames=np.flip(case.frames, with_channel), labels=labels,
                    provenance=case.provenance | {"flipped": flipped})
 
 
-def axes_to_flip(affine: np.ndarray) -> tuple[int, ...]:
+def axes_to_flip(affine: np.ndarray, source: str) -> tuple[int, ...]:
     """Of [N, H, W] as `read_case` gives it: those against which columns run to the patient's left, rows to the back,
-    slices to the head. None when the first two axes of the file are not left-right and front-back."""
+    slices to the head.
+
+    Raises:
+        EdgesegError: the file's first two axes are not left-right and front-back, so its slices are not axial.
+    """
     codes = nib.aff2axcodes(affine)
     if set(codes[0]) - set("LR") or set(codes[1]) - set("AP"):
-        return ()
+        raise EdgesegError(f"{source}: its slices are not axial (axes {''.join(map(str, codes))}): store it as RAS, as "
+                           "nibabel.as_closest_canonical does")
     return tuple(axis for axis, (code, wanted) in enumerate(zip(codes[::-1], "SPL", strict=True)) if code != wanted)

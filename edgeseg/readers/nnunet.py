@@ -43,7 +43,7 @@ def open_nnunet(root: Path, *, spec: str, split_file: Path | None = None, hu: st
         raise EdgesegError(f"{root}: holds no case in imagesTr or imagesTs")
     patients = {c: patient_of(c) for c in (*train, *test)} | read_patients(root / "patients.json")
     split = split_of_patients([patients[c] for c in train], root, split_file) if train else {}
-    hounsfield = not hu and all(name == "CT" for name in channels.values())  # nnU-Net's name for it
+    hounsfield = not hu and all(name.casefold() == "ct" for name in channels.values())  # as nnU-Net compares
     refs = []
     for case, images in [*train.items(), *test.items()]:
         patient = patients[case]

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
-from edgeseg.readers.clip import decode, frame_rate
+from edgeseg.readers.clip import decode, frame_rate, spacing_of
 from edgeseg.readers.dataset import CaseRef, Dataset
 from edgeseg.readers.dicom_clip import decode_dicom, is_clip, pseudonym
 from edgeseg.readers.dicom_image import is_dicom
@@ -53,5 +53,5 @@ def read_case(path: Path, name: str, patient: str, dicom: bool) -> Case:
     provenance: dict[str, Any] = {"echo": {"fps": rate} if known else {}, "notes": (*clip.notes, *notes)}
     if clip.spacing is None:
         provenance["spacing"] = "unknown"
-    return Case(id=name, patient=patient, frames=clip.frames[:, None], spacing=clip.spacing or (1.0, 1.0), axis="time",
-                frame_time=1 / rate, vendor=clip.vendor, source=str(path), provenance=provenance)
+    return Case(id=name, patient=patient, frames=clip.frames[:, None], spacing=clip.spacing or spacing_of(clip.frames),
+                axis="time", frame_time=1 / rate, vendor=clip.vendor, source=str(path), provenance=provenance)

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ from edgeseg.files import write_text
 from edgeseg.measure.beats import ClipSizes, write_size_csv
 from edgeseg.measure.ejection import clip_ef, volume_curve
 from edgeseg.measure.phases import Phases, area_curve, find_phases, network_phases
-from edgeseg.preprocess import Preprocessing
 from edgeseg.readers.nifti_write import write_volume
 from edgeseg.report.echo import Curve, area_curves, write_overlay_video
 from edgeseg.runtime.stream import Stream
@@ -31,7 +30,7 @@ class ClipReading:
         labels: label values uint8 [T, H, W]. areas: of the left ventricle, pixels [T]. phases: detected ED and ES, when
             the valves close. ef: percent, area-length at the largest and smallest areas, mean over beats; NaN without
             a beat. flagged: frame -> why the stream flagged it.
-        error: why there is nothing of it.
+        notes: what its reader found odd. error: why there is nothing of it.
     """
 
     name: str
@@ -41,6 +40,7 @@ class ClipReading:
     phases: Phases = field(default_factory=Phases)
     ef: float = float("nan")
     flagged: tuple[tuple[int, str], ...] = ()
+    notes: tuple[str, ...] = ()
     error: str = ""
 
     def row(self) -> tuple[str, ...]:
@@ -48,15 +48,6 @@ class ClipReading:
         ed, es = (" ".join(map(str, events)) for events in (self.phases.ed, self.phases.es))
         return (self.name, str(frames), f"{self.fps:.4g}", ed, es, f"{self.ef:.1f}",
                 str(min(len(self.phases.ed), len(self.phases.es))), str(len(self.flagged)))
-
-
-def spacing_of(case: Case, grid: Preprocessing) -> tuple[float, float]:
-    """(row, column) mm of a clip. Where the file does not say, the frame fills the network's grid, as EchoNet-Dynamic's
-    112 x 112 pixels do, whatever its size."""
-    if case.provenance.get("spacing") != "unknown":
-        return case.spacing
-    height, width = case.frames.shape[-2:]
-    return grid.spacing[0] * grid.size[0] / height, grid.spacing[1] * grid.size[1] / width
 
 
 def read_clip(stream: Stream, case: Case) -> ClipReading:
@@ -71,7 +62,7 @@ def read_clip(stream: Stream, case: Case) -> ClipReading:
                            "bundle")
     assert case.frame_time is not None
     stream.reset()
-    stream.spacing, stream.frame_time = spacing_of(case, stream.preprocessing), case.frame_time
+    stream.spacing, stream.frame_time = case.spacing, case.frame_time
     results = [stream.push(frame, number * case.frame_time) for number, frame in enumerate(case.frames)]
     labels = np.stack([r.labels for r in results])
     masks = labels == scheme.values[scheme.names.index(LV)]
@@ -80,7 +71,8 @@ def read_clip(stream: Stream, case: Case) -> ClipReading:
     extremes = find_phases(areas, case.frame_time, valves=False)
     flagged = tuple((n, r.status) for n, r in enumerate(results) if not r.ok)
     return ClipReading(case.id, 1 / case.frame_time, labels, areas, phases,
-                       clip_ef(volume_curve(masks, stream.spacing), extremes), flagged)
+                       clip_ef(volume_curve(masks, stream.spacing), extremes), flagged,
+                       tuple(case.provenance.get("notes", ())))
 
 
 def read_clips(stream: Stream, refs: Iterable[tuple[str, Callable[[], Case]]], out: Path, pictures: bool = True,
@@ -99,10 +91,11 @@ def read_clips(stream: Stream, refs: Iterable[tuple[str, Callable[[], Case]]], o
             reading = read_clip(stream, case)
             assert reading.labels is not None
             write_volume(out / f"{name}.nii.gz", reading.labels, stream.spacing, 1.0)
-            if pictures:
-                draw(out, case, reading, stream)
         except EdgesegError as error:
             reading = ClipReading(name, error=str(error))
+        else:
+            if pictures:
+                reading = drawn(out, case, reading, stream)
         found.append(reading)
         say(reading)
     done = [r for r in found if r.areas is not None]
@@ -111,6 +104,15 @@ def read_clips(stream: Stream, refs: Iterable[tuple[str, Callable[[], Case]]], o
     write_text(out / "clips.csv", table.getvalue())
     write_size_csv(out / "size.csv", [ClipSizes(r.name, r.areas, Phases()) for r in done if r.areas is not None])
     return found
+
+
+def drawn(out: Path, case: Case, reading: ClipReading, stream: Stream) -> ClipReading:
+    """The reading, with a note where no picture of it could be made."""
+    try:
+        draw(out, case, reading, stream)
+    except (EdgesegError, OSError) as error:
+        return replace(reading, notes=(*reading.notes, f"no picture: {error}"))
+    return reading
 
 
 def draw(out: Path, case: Case, reading: ClipReading, stream: Stream) -> None:

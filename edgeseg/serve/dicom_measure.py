@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeseg.labels import LabelScheme
 from edgeseg.measure.ejection import beats, clip_ef, volume_curve
-from edgeseg.measure.phases import area_curve, find_phases
+from edgeseg.measure.phases import area_curve, bridge, find_phases
 from edgeseg.measure.volumes import ejection_fraction, mass_g, volume_ml
 from edgeseg.runtime import dicom_codes as codes
 from edgeseg.runtime.dicom_report import Measured
@@ -72,7 +72,7 @@ class Measures:
             self.why = "the loop says no frame rate"
             return
         phases = find_phases(area_curve(masks), moment.frame_time, valves=False)
-        curve = volume_curve(masks, moment.spacing)
+        curve = bridge(volume_curve(masks, moment.spacing))
         ef = clip_ef(curve, phases)
         if not np.isfinite(ef):
             self.why = "no whole beat was found"

@@ -324,6 +324,31 @@ def test_a_module_that_is_not_there_is_one_line_with_near_ones_and_leaves_no_run
     assert not (tmp_path / "run").exists()
 
 
+def test_maps_far_apart_in_size_are_refused_with_both_shapes():
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.MaxPool2d(8), nn.Conv2d(3, 2, 1))
+
+    student, large = network(), network()
+    FeatureLosses([FeaturePair("encoder", "0", "0", "mse")], student, large, large, torch.zeros(2, 1, 64, 64))
+    with pytest.raises(EdgesegError, match=r"the student's '1' gives 8 x 8, the teacher's '0' 64 x 64"):
+        FeatureLosses([FeaturePair("encoder", "0", "1", "mse")], student, large, large, torch.zeros(2, 1, 64, 64))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_map_that_the_next_module_overwrites_is_refused(inplace):
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace))
+    with torch.no_grad():
+        if inplace:
+            with pytest.raises(EdgesegError, match=r"teacher's module '1' gives .* changes in place"), \
+                    watching(network, ["1"], "teacher"):
+                network(torch.randn(2, 1, 8, 8))
+        else:
+            with watching(network, ["1"], "teacher") as seen:
+                network(torch.randn(2, 1, 8, 8))
+            assert seen["1"].min() < 0
+    assert not any(m._forward_hooks for m in network.modules())
+
+
 def test_a_module_that_gives_no_map_is_refused():
     maps, flat = nn.Sequential(nn.Conv2d(1, 4, 3)), nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())
     with pytest.raises(EdgesegError, match=r"teacher's module '1' gives a tensor \[2, 144\], not a map \[B, C, h, w\]"):

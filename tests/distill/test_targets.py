@@ -73,6 +73,21 @@ def test_an_interrupted_making_goes_on_and_gives_the_same_targets(tmp_path, monk
     assert all(np.array_equal(a.predict(c)[1], b.predict(c)[1]) for c in data)
 
 
+def test_a_case_that_cannot_be_read_loses_none_of_the_others(tmp_path):
+    def broken():
+        raise EdgesegError("clip.avi: cannot be decoded")
+
+    data, said = clip_data.clips(), []
+    bad = replace(data, refs=(data.refs[0], replace(data.refs[1], load=broken), *data.refs[2:]))
+    with pytest.raises(EdgesegError, match=f"1 of {len(data)} cases failed"):
+        make_targets([Threshold()], bad, tmp_path / "t", say=said.append)
+    assert any("clip.avi: cannot be decoded" in line for line in said)
+    kept = StoredTargets.open(tmp_path / "t").manifest["cases"]
+    assert set(kept) == {r.id for r in data.refs} - {data.refs[1].id}
+    make_targets([Threshold()], data, tmp_path / "t", say=said.append)
+    assert set(StoredTargets.open(tmp_path / "t").manifest["cases"]) == {r.id for r in data.refs}
+
+
 def test_several_teachers_are_fused_by_their_weights(tmp_path):
     data = clip_data.clips(3)
     one, other = Threshold(level=80.0), Threshold("other", level=110.0)

@@ -1,12 +1,15 @@
+import json
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from disks import dataset
 
+from edgeseg.distill.recipe import Recipe
 from edgeseg.errors import EdgesegError
 from edgeseg.labels import LabelScheme
-from edgeseg.readers import Dataset
+from edgeseg.readers import Dataset, open_data
 from edgeseg.readers.splits import take_fraction
 
 
@@ -27,6 +30,23 @@ def test_a_fraction_keeps_whole_patients_of_split_train_and_all_others(data):
     assert len(half.select("train")) == 22  # two cases each
     assert [r for r in half.refs if r.split != "train"] == [r for r in data.refs if r.split != "train"]
     assert half.select("dev").patients() == data.select("dev").patients()
+
+
+def test_of_a_mixture_each_data_set_gives_its_fraction():
+    """A single patient beside many is not lost by chance: half of one is one."""
+    specs = ("phantom:echo?n=40:0.5", "phantom:echo?n=3&domain=other:0.5")
+    for seed in range(6):
+        recipe = Recipe(data=specs, teacher="none", kd_weight=0.0, fraction=0.5, seed=seed)
+        assert sorted(Counter(r.origin for r in recipe.dataset().select("train").refs).values()) == [1, 14]
+
+
+def test_a_share_without_a_training_case_is_refused(tmp_path):
+    names = [open_data(f"phantom:echo?n=3&domain={d}").patients() for d in ("train", "other")]
+    (tmp_path / "split.json").write_text(json.dumps({"train": names[0], "val": names[1]}))
+    recipe = Recipe(data=("phantom:echo?n=3:0.5", "phantom:echo?n=3&domain=other:0.5"), teacher="none", kd_weight=0.0)
+    assert len(recipe.dataset().select("train").patients()) == 2
+    with pytest.raises(EdgesegError, match=r"domain=other.*: has a share of the mixture and no training case"):
+        replace(recipe, split_file=str(tmp_path / "split.json")).dataset()
 
 
 def test_a_smaller_fraction_of_a_seed_lies_within_a_larger_one(data):

@@ -79,6 +79,18 @@ def test_any_storage_order_gives_the_dicom_view_and_a_mask_goes_back_as_the_file
     assert np.allclose(written.affine, truth.affine)
 
 
+@pytest.mark.parametrize("axes", ["RSA", "ASR"])
+def test_slices_that_are_not_axial_are_refused(folder, axes):
+    file = folder / "imagesTr" / "p00.nii.gz"
+    image = nib.load(file)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes))
+    turned = image.as_reoriented(turn)
+    (folder / "labelsTr" / "p00.nii.gz").unlink()
+    edit(folder, training=[], test=["imagesTr/p00.nii.gz"])
+    nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine).to_filename(file)
+    assert f"p00.nii.gz: its slices are not axial (axes {axes})" in refusal(f"msd:{folder}")
+
+
 def test_test_images_have_no_labels_and_no_split(ct, tmp_path):
     bare = replace(ct.refs[0].load(), patient="bare", labels=None, scheme=None)
     data = replace(ct, refs=(*ct.refs, replace(ct.refs[0], id="bare", patient="bare", split=None, load=lambda: bare)))
@@ -103,6 +115,8 @@ def test_nnunet_folders_of_ct_alone_are_checked_too(ct, make_data, tmp_path):
     bad = write_nnunet(positive, tmp_path / "Dataset002_ct", ("CT",))
     assert "no Hounsfield units" in refusal(f"nnunet:{bad}")
     assert len(list(open_data(f"nnunet:{bad}?hu=any"))) == 8
+    small_letters = write_nnunet(positive, tmp_path / "Dataset004_ct", ("ct",))
+    assert "no Hounsfield units" in refusal(f"nnunet:{small_letters}")
     mr = write_nnunet(positive, tmp_path / "Dataset003_mr", ("T1",))
     assert len(list(open_data(f"nnunet:{mr}"))) == 8
 

@@ -3,18 +3,19 @@
 import csv
 import json
 
+import cv2
 import nibabel as nib
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edgeseg.case import Case
 from edgeseg.cli.main import app
 from edgeseg.errors import EdgesegError
 from edgeseg.phantoms.echo_write import write_avi
+from edgeseg.preprocess import Preprocessing
 from edgeseg.readers import open_data
-from edgeseg.readers.clip import decode
-from edgeseg.report.clips import COLUMNS, spacing_of
+from edgeseg.readers.clip import SIDE, decode, spacing_of
+from edgeseg.report.clips import COLUMNS
 from edgeseg.runtime.stream import Stream
 
 
@@ -41,7 +42,7 @@ def test_each_clip_gets_its_stream_s_masks_a_video_a_curve_and_its_rows(stream_b
     assert {p.name for p in out.iterdir()} == {"clips.csv", "size.csv", *(
         f"clip {n}.{ending}" for n in (0, 1) for ending in ("nii.gz", "mp4", "png"))}
     case = open_data(f"video:{folder / 'clip 1.avi'}").refs[0].load()
-    stream = Stream(stream_bundle, precision="fp32", spacing=spacing_of(case, stream_bundle.preprocessing))
+    stream = Stream(stream_bundle, precision="fp32", spacing=case.spacing)
     expected = np.stack([stream.push(frame).labels for frame in case.frames])
     image = nib.load(out / "clip 1.nii.gz")
     assert np.array_equal(np.asarray(image.dataobj).T, expected)
@@ -68,10 +69,25 @@ def test_a_bundle_without_a_ventricle_and_a_file_in_the_way_are_refused(folder, 
     assert "is a file" in str(run(stream_bundle.path, "-i", folder, "-o", tmp_path / "file").exception)
 
 
-def test_a_frame_of_unknown_spacing_fills_the_grid_and_a_known_one_keeps_its_mm(stream_bundle):
-    grid = stream_bundle.preprocessing
-    frames = np.zeros((1, 1, 2 * grid.size[0], 4 * grid.size[1]), np.float32)
-    frames[0, 0, 0, 0] = 1
-    unknown = Case("a", "a", frames, (1.0, 1.0), "time", frame_time=0.02, provenance={"spacing": "unknown"})
-    assert spacing_of(unknown, grid) == (grid.spacing[0] / 2, grid.spacing[1] / 4)
-    assert spacing_of(Case("a", "a", frames, (0.3, 0.4), "time", frame_time=0.02), grid) == (0.3, 0.4)
+def test_a_larger_clip_of_the_same_view_has_the_same_mm_whatever_reads_it(tmp_path):
+    """Pixels of unknown size: training, targets, calibration and `edgeseg clips` all see the whole frame."""
+    frames = open_data("phantom:echo?n=1&seed=4&frames=8").refs[0].load().frames[:, 0]
+    for name, (height, width) in {"square": (112, 112), "wide": (90, 140)}.items():
+        write_avi(tmp_path / f"{name}.avi", np.stack([cv2.resize(f, (width, height)) for f in frames]), 50.0)
+        case = open_data(f"video:{tmp_path / f'{name}.avi'}").refs[0].load()
+        assert case.spacing == spacing_of(case.frames[:, 0]) == (SIDE / height, SIDE / width)
+        canvas = Preprocessing((112, 112), (1.0, 1.0)).to_canvas(case.frames, case.spacing)
+        assert canvas.shape[-2:] == (112, 112)
+    assert spacing_of(frames) == (1.0, 1.0)
+
+
+def test_what_the_reader_found_odd_is_said_and_a_picture_that_fails_costs_no_reading(stream_bundle, tmp_path):
+    frames = open_data("phantom:echo?n=1&seed=4&frames=12").refs[0].load().frames[:, 0]
+    write_avi(tmp_path / "odd.avi", frames, 50.0)
+    (tmp_path / "odd.avi").write_bytes((tmp_path / "odd.avi").read_bytes()[:-8000])
+    (tmp_path / "out" / "odd.mp4").mkdir(parents=True)
+    done = run(stream_bundle.path, "-i", tmp_path / "odd.avi", "-o", tmp_path / "out")
+    assert done.exception is None, done.output
+    assert "odd: note: the file is truncated" in done.output
+    assert "odd: note: no picture: " in done.output
+    assert len(list(csv.DictReader((tmp_path / "out" / "clips.csv").open()))) == 1
