@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import find_peaks
 
+from edgeseg.errors import EdgesegError
 from edgeseg.files import write_text
 from edgeseg.measure.phases import Phases, bridge
 
@@ -62,3 +63,31 @@ def write_size_csv(path: Path, clips: Iterable[ClipSizes]) -> Path:
     for clip in clips:
         writer.writerows(size_rows(clip))
     return write_text(path, text.getvalue())
+
+
+def read_size_csv(path: Path) -> list[ClipSizes]:
+    """The clips of such a table, EchoNet-Dynamic's own or one written here, in its order: what DeepLabv3 measured there
+    is a reference for ED and ES.
+
+    Raises:
+        EdgesegError: no such file, a column is missing, a value is no number, or a clip's frames do not count from 0.
+    """
+    rows: dict[str, list[tuple[int, float, bool, bool]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                large, small = (bool(int(row[k])) for k in ("HumanLarge", "HumanSmall"))
+                rows.setdefault(row["Filename"], []).append((int(row["Frame"]), float(row["Size"]), large, small))
+    except FileNotFoundError:
+        raise EdgesegError(f"{path}: no such file") from None
+    except KeyError as column:
+        raise EdgesegError(f"{path}: no column {column}: is it EchoNet-Dynamic's size.csv?") from None
+    except (ValueError, TypeError, csv.Error) as error:
+        raise EdgesegError(f"{path}: not a table of sizes ({error})") from None
+    found = []
+    for name, frames in rows.items():
+        if [frame for frame, *_ in frames] != list(range(len(frames))):
+            raise EdgesegError(f"{path}: the frames of {name} do not count from 0 without a gap")
+        ed, es = (tuple(row[0] for row in frames if row[k]) for k in (2, 3))
+        found.append(ClipSizes(name, np.array([size for _, size, *_ in frames]), Phases(ed, es)))
+    return found

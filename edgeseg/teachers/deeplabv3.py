@@ -64,8 +64,9 @@ class DeepLabV3Teacher:
     def __init__(self, network: DeepLabV3, provenance: dict[str, Any], device: str | torch.device = "cpu",
                  bf16: bool | None = None) -> None:
         self._network = network.eval().requires_grad_(False).to(device)
-        self.device, self.provenance, self.name = torch.device(device), provenance, provenance["file"]
+        self.device, self.name = torch.device(device), provenance["file"]
         self.bf16 = native_bf16(self.device) if bf16 is None else bf16
+        self.provenance = provenance | {"precision": "bf16" if self.bf16 else "fp32"}  # stored targets do not mix them
 
     @classmethod
     def open(cls, path: Path, trust: bool = False, device: str | torch.device = "cpu", bf16: bool | None = None,

@@ -5,7 +5,8 @@ import pytest
 from heart_curves import clip
 from scipy.signal import find_peaks
 
-from edgeseg.measure.beats import COLUMNS, ClipSizes, size_rows, systoles, write_size_csv
+from edgeseg.errors import EdgesegError
+from edgeseg.measure.beats import COLUMNS, ClipSizes, read_size_csv, size_rows, systoles, write_size_csv
 from edgeseg.measure.phases import Phases
 
 
@@ -70,3 +71,23 @@ def test_rows_hold_whole_numbers():
     row = size_rows(ClipSizes("a", np.array([3.0, 4.0, 5.0]), Phases((2,), (0,))))[2]
     assert row == ("a", 2, 5, 1, 0, 0)
     assert all(isinstance(value, int) for value in row[1:])
+
+
+def test_what_was_written_is_read_back(tmp_path):
+    clips = [ClipSizes(f"{n}.avi", np.arange(30.0) + n, Phases((2,), (9 + n,))) for n in range(3)]
+    for made, back in zip(clips, read_size_csv(write_size_csv(tmp_path / "size.csv", clips)), strict=True):
+        assert (back.filename, back.truth) == (made.filename, made.truth)
+        assert np.array_equal(back.sizes, made.sizes)
+
+
+@pytest.mark.parametrize(("text", "word"), [
+    ("Filename,Frame\na,0\n", "no column 'HumanLarge'"),
+    ("Filename,Frame,Size,HumanLarge,HumanSmall\na,0,big,0,0\n", "not a"),
+    ("Filename,Frame,Size,HumanLarge,HumanSmall\na,1,5,0,0\n", "count from 0"),
+    ("Filename,Frame,Size,HumanLarge,HumanSmall\na,0\n", "not a")])
+def test_a_table_that_does_not_hold_is_one_line(tmp_path, text, word):
+    (tmp_path / "size.csv").write_text(text)
+    with pytest.raises(EdgesegError, match=word):
+        read_size_csv(tmp_path / "size.csv")
+    with pytest.raises(EdgesegError, match="no such file"):
+        read_size_csv(tmp_path / "none.csv")
