@@ -46,9 +46,6 @@ where the curve has gone the share FALL of its way to the lowest, ED lies back b
 time (median of the clip's beats: the faster the heart, the shorter).
 
 Lag and onset: set on train clips of both phantom domains (other hearts than those of any table), with true masks."""
-BEFORE_TOP_S = 0.06
-"""Seconds before the top of the smoothed curve that ED lies at most, and never after it: the top is inside the plateau.
-(Masks of a network may fall slowly from a peak that is none.)"""
 NETWORK_DELAY_S = 0.01
 """Masks of a network follow the heart: seconds by which a ConvLSTM student's valves closed late, ED and ES alike (42
 clips of the shifted phantom domain, other hearts than those of any table)."""
@@ -185,7 +182,7 @@ def ed_of_falls(level: np.ndarray, tops: np.ndarray, lows: np.ndarray, frame_tim
     if falls:
         back = ONSET * np.median([low - crossing for _, crossing, low in falls])
         for k, crossing, _ in falls:
-            found[k] = min(max(crossing - back, tops[k] - BEFORE_TOP_S / frame_time), tops[k])
+            found[k] = crossing - back
     return found
 
 
