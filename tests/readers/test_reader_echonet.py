@@ -78,7 +78,7 @@ def test_a_clip_has_labels_on_its_traced_frames_and_ignore_elsewhere(tmp_path):
     assert (np.delete(case.labels, [4, 15], axis=0) == IGNORE).all()
     assert case.provenance["echo"] == {"ef": 55.5, "edv": 90, "esv": 40, "fps": 50, "view": "A4C",
                                        "ed": [4], "es": [15]}
-    assert (case.spacing, case.frame_time, case.axis) == ((1.0, 1.0), 0.02, "time")
+    assert (case.spacing, case.frame_time, case.axis) == ((112 / 64, 112 / 64), 0.02, "time")
     assert case.provenance["spacing"] == "unknown"
     assert case.provenance["notes"] == ()
     assert "annotators" not in case.provenance
