@@ -15,9 +15,11 @@ from edgeseg.distill.sweep import Sweep
 from edgeseg.labels import LabelScheme
 from edgeseg.phantoms.write import write_acdc
 from edgeseg.preprocess import Preprocessing
+from edgeseg.readers import open_data
 from edgeseg.report.compare import Arm
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+REAL = SCRIPTS.parents[1] / "shared" / "data" / "ct_spleen_real"
 HEART = LabelScheme(("background", "RV", "MYO", "LV"))
 
 
@@ -94,6 +96,22 @@ def test_the_sweeps_hold_every_arm_with_three_seeds_and_one_schedule(task):
     assert len({(r.recipe.epochs, r.recipe.batch_size, r.recipe.learning_rate, r.recipe.size) for r in runs}) == 1
     maps = [r.recipe for r in runs if r.recipe.loss == "prediction_map"]
     assert {(r.temperature, r.t_squared) for r in maps} == {(4, True)}
+
+
+def test_the_other_real_patient_trains_with_every_seed_and_the_one_left_out_with_none(monkeypatch, tmp_path):
+    if not REAL.is_dir():
+        pytest.skip("the real slices (../shared/data/ct_spleen_real) are not here")
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import contrastive_ablation
+
+    real, sweep = open_data(f"slices:{REAL}"), Sweep.load(SCRIPTS / "recipes" / "contrastive_ct.toml")
+    for patient in real.patients():
+        fold = contrastive_ablation.without(sweep, real, patient, tmp_path / "split.json")
+        for seed in sweep.seeds:
+            train = fold.base.changed({"seed": seed, "kd_weight": 0.0}).dataset().select("train")
+            kept = {r.patient.removeprefix(f"{real.name}_") for r in train.refs}
+            assert kept & set(real.patients()) == set(real.patients()) - {patient}
+            assert len(kept - set(real.patients())) == 21  # half of 42 phantoms
 
 
 @pytest.fixture
