@@ -125,8 +125,10 @@ def test_a_measured_step_trains_the_student_and_the_heads_and_not_the_teacher(sc
     moved = {name: [bool((a != b).any()) for a, b in zip(before[name], part.parameters(), strict=True)]
              for name, part in parts.items()}
     assert all(moved["student"])
-    encoder, _, decoder = np.reshape(moved["heads"], (3, -1))  # so small a grid's lowest scale may have no two classes
+    encoder, bottleneck, decoder = np.reshape(moved["heads"], (3, -1))
     assert encoder.all()
     assert decoder.all()
+    # no spleen is left at the lowest scale of so small a grid: no negatives, no gradient (weights only decay)
+    assert not bottleneck[1::2].any()
     assert not any(moved["teacher"])
     assert (module.trainer.global_step, module.epoch_steps) == (1, 1)

@@ -116,7 +116,7 @@ def test_systole_shortens_with_the_heart_rate_and_no_event_moves(rate):
     found = free_running([ClipCurve(c.id, area_curve(c.labels == 1), true_phases(c), c.frame_time) for c in cases])
     for score in found.values():
         assert score.false == 0
-        assert score.missed <= 2  # of 18 to 48: a premature beat
+        assert score.missed <= 2
         assert score.difference.frames.value <= 1
 
 
