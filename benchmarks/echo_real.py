@@ -4,7 +4,8 @@
 
 First students that never saw a real frame (the runs of echo_pareto.py, and one of the phantom's labels): Dice, IoU,
 correlation of the area curves, and aFD of ED and ES against the teacher's own curve, both by the same detector. Then
-leave-one-out: distilled from the phantom's targets and the masks of all clips but one, scored on that one, in turn.
+leave-one-out: distilled from the phantom's targets and the masks of all clips but one, scored on that one, in turn; and
+the same with the phantom's labels in the place of targets, going on from the student of those labels.
 Writes echo_real.json and .md, in which clips are numbers. Images stay in a scratch folder below --work that is deleted
 at the end; pictures are made only with --pictures DIR, and never inside the repository. Without the clips the script
 says so and does nothing.
@@ -42,10 +43,14 @@ from edgeseg.report.echo import Curve, area_curves, write_overlay_video
 from edgeseg.teachers.stored import StoredTargets
 
 REAL = HERE.parents[1] / "shared" / "data" / "echo_real"
-LEAVE_ONE_OUT, LABELS = "leave-one-out", "labels-"
+LEAVE_ONE_OUT, FROM_LABELS, LABELS = "leave-one-out", "leave-one-out from labels", "labels-"
 LABELLED = ("phantom:echo?n=800&seed=1&frames=24", "phantom:echo?n=400&seed=1&frames=24&domain=other")
 LABEL_CLIP, LABEL_EPOCHS = 24, 6
 """Of the student that learns from labels: what a phantom draws costs next to nothing, and many hearts help."""
+GONE_ON_WITH = ("phantom:echo?n=160&seed=1&frames=24", "phantom:echo?n=80&seed=1&frames=24&domain=other")
+QUICK_LABELLED = ("phantom:echo?n=4&frames=10",)
+FINE = {"epochs": 3, "learning_rate": 1e-3}
+"""When that student goes on with real clips, beside the first of the hearts that it knows."""
 
 
 class PhantomAndReal:
@@ -106,16 +111,22 @@ def probabilities(given: argparse.Namespace, crew: Crew, name: str, run: Path, s
     return [echo.ventricle(stored, case) for case in open_data(spec)]
 
 
+def others(given: argparse.Namespace, clips: list[Case], left_out: int) -> str:
+    """What opens all clips but one; they are in the scratch folder."""
+    folder = given.scratch / f"without-{left_out + 1}" / "clips"
+    kept = [(c, "train") for k, c in enumerate(clips) if k != left_out]
+    return f"camus:{folder if folder.exists() else echo.write_camus(folder, kept)}"
+
+
 def fold_recipe(given: argparse.Namespace, base: Recipe, clips: list[Case], left_out: int, train: str) -> Recipe:
-    """The recipe of the student that sees all clips but one; its data and targets are in the scratch folder."""
-    folder = given.scratch / f"without-{left_out + 1}"
-    real = echo.write_camus(folder / "clips", [(c, "train") for k, c in enumerate(clips) if k != left_out])
-    data = merge([open_data(train), open_data(f"camus:{real}")])
+    """The recipe of the student that sees all clips but one; its targets are in the scratch folder too."""
+    real, folder = others(given, clips, left_out), given.scratch / f"without-{left_out + 1}" / "targets"
+    data = merge([open_data(train), open_data(real)])
     mixed = PhantomAndReal(StoredTargets.open(given.work / "targets" / "train"))
     kept = tuple(r for r in data.refs if r.split in ("train", "dev"))
-    make_targets([mixed], replace(data, refs=kept), folder / "targets", say=lambda _: None)
-    return base.changed({"data": (f"{train}:{1 - given.share:g}", f"camus:{real}:{given.share:g}"),
-                         "spec": echo.spec_of(given.size), "teacher": f"targets:{folder / 'targets'}"})
+    make_targets([mixed], replace(data, refs=kept), folder, say=lambda _: None)
+    return base.changed({"data": (f"{train}:{1 - given.share:g}", f"{real}:{given.share:g}"),
+                         "spec": echo.spec_of(given.size), "teacher": f"targets:{folder}"})
 
 
 def taught_by_labels(given: argparse.Namespace, base: Recipe) -> Recipe:
@@ -125,17 +136,29 @@ def taught_by_labels(given: argparse.Namespace, base: Recipe) -> Recipe:
                          "teacher": "none", "targets": "network", "loss": "layerwise_kl"})
 
 
+def labels_fold(given: argparse.Namespace, base: Recipe, clips: list[Case], left_out: int) -> Recipe:
+    """The recipe of that student going on with all clips but one."""
+    phantom = QUICK_LABELLED if given.quick else GONE_ON_WITH
+    share = (1 - given.share) / len(phantom)
+    return taught_by_labels(given, base).changed({
+        "data": (*(f"{spec}:{share:g}" for spec in phantom), f"{others(given, clips, left_out)}:{given.share:g}"),
+        "pretrained": str(given.work / (LABELS + given.size)), **({} if given.quick else FINE)})
+
+
 def leave_one_out(given: argparse.Namespace, base: Recipe, crew: Crew, clips: list[Case], spec: str
-                  ) -> tuple[list[Case], list[np.ndarray]]:
-    """The clips that were left out, and what the student that did not see them says of each."""
-    train = echo.without_labels(given.train, given.work / "clips" / "train")
-    crew.run([targets_of(given, "train", given.teacher, train)])
+                  ) -> dict[str, tuple[list[Case], list[np.ndarray]]]:
+    """Of each way the clips that were left out, and what the student that did not see them says of each."""
     folds = range(1 if given.quick else len(clips))
-    recipes = {f"real-without-{k + 1}": fold_recipe(given, base, clips, k, train) for k in folds}
-    crew.run([distillation(given, name, recipe) for name, recipe in recipes.items()])
-    found = [probabilities(given, crew, name, given.work / name, spec)[k] for k, name in zip(folds, recipes,
-                                                                                             strict=True)]
-    return [clips[k] for k in folds], found
+    ways = {FROM_LABELS: {f"real-labels-without-{k + 1}": labels_fold(given, base, clips, k) for k in folds}}
+    if not given.labels_only:
+        train = echo.without_labels(given.train, given.work / "clips" / "train")
+        train_teacher(given, crew)
+        crew.run([targets_of(given, "train", given.teacher, train)])
+        ways[LEAVE_ONE_OUT] = {f"real-without-{k + 1}": fold_recipe(given, base, clips, k, train) for k in folds}
+    crew.run([distillation(given, name, recipe) for way in ways.values() for name, recipe in way.items()])
+    return {way: ([clips[k] for k in folds], [probabilities(given, crew, name, given.work / name, spec)[k]
+                                              for k, name in zip(folds, recipes, strict=True)])
+            for way, recipes in ways.items()}
 
 
 def pictures(folder: Path, name: str, clips: list[Case], found: list[np.ndarray]) -> None:
@@ -157,8 +180,9 @@ def targets(results: dict[str, dict[str, Any]], size: str) -> list[Target]:
                      target(f"area-curve correlation of {name}", mean(unseen["area correlation"]), ">=", 0.9),
                      *(target(f"{p} aFD of {name} against the teacher's curve, frames", unseen["afd"][p].frames, "<=",
                               2.0) for p in PHASES)]
-    if (seen := results.get(LEAVE_ONE_OUT)) is not None:
-        rows.append(target("Dice, leave-one-out with the other clips' masks", mean(seen["Dice"]), ">=", 0.88))
+    for way in (LEAVE_ONE_OUT, FROM_LABELS):
+        if (seen := results.get(way)) is not None:
+            rows.append(target(f"Dice, {way}, with the other clips' masks", mean(seen["Dice"]), ">=", 0.88))
     return rows
 
 
@@ -186,6 +210,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", default="s41", help="of the numbers to reach, and of leave-one-out (default: "
                                                       "%(default)s, the best on the phantom's dev clips)")
     parser.add_argument("--share", type=float, default=0.3, help="of real windows in the leave-one-out trainings")
+    parser.add_argument("--labels-only", action="store_true", help="leave out what needs a teacher of the phantom")
     parser.add_argument("--no-training", action="store_true", help="score the runs, leave leave-one-out out")
     parser.add_argument("--pictures", type=Path, help="folder for videos and curves, outside the repository")
     given = parser.parse_args(arguments)
@@ -210,7 +235,6 @@ def main(arguments: list[str] | None = None) -> None:
         with Crew(given.work, given.jobs) as crew:
             wanted = given.run or sorted(p.parent for p in given.work.glob("*/run.json"))
             if not given.no_training:
-                train_teacher(given, crew)
                 name = LABELS + given.size
                 crew.run([distillation(given, name, taught_by_labels(given, base))])
                 wanted = [*dict.fromkeys((*wanted, given.work / name))]
@@ -222,12 +246,12 @@ def main(arguments: list[str] | None = None) -> None:
                 if given.pictures:
                     pictures(given.pictures, name, clips, found)
             if not given.no_training:
-                out, found = leave_one_out(given, base, crew, clips, spec)
-                results[LEAVE_ONE_OUT] = judged(out, found)
-                if given.pictures:
-                    pictures(given.pictures, LEAVE_ONE_OUT, out, found)
+                for way, (out, found) in leave_one_out(given, base, crew, clips, spec).items():
+                    results[way] = judged(out, found)
+                    if given.pictures:
+                        pictures(given.pictures, way.replace(" ", "-"), out, found)
     finally:
-        for images in (given.scratch, *given.work.glob("real-without-*/cache")):
+        for images in (given.scratch, *given.work.glob("real-*without-*/cache")):
             shutil.rmtree(images, ignore_errors=True)
     rows = targets(results, given.size)
     document = {**echo.started(given, "echo_real"), "clips": len(clips), "frames": sum(len(c.frames) for c in clips),
@@ -241,6 +265,9 @@ def main(arguments: list[str] | None = None) -> None:
              "in every sense.")
     if any(name.startswith(LABELS) for name in results):
         about += f" {LABELS}: no teacher, but the labels of the phantom's `train` and `other` clips."
+    if FROM_LABELS in results:
+        about += (f" {FROM_LABELS}: that student, going on for {FINE['epochs']} epochs with some of those labels and "
+                  f"the masks of the other clips, {given.share:.0%} of its windows from them.")
     if LEAVE_ONE_OUT in results:
         about += (f" {LEAVE_ONE_OUT}: {given.size} distilled from the phantom's targets and the masks of the other "
                   f"clips, {given.share:.0%} of its windows from them.")

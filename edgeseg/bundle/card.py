@@ -69,7 +69,9 @@ def data(m: Manifest) -> str:
     else:
         patients += " patients"
     teacher = ", ".join(f"{k} {v}" for k, v in m.teacher.items() if isinstance(v, str | int | float | list))
-    return (f"- Data: {m.data.name} ({patients}), licence: {m.data.licence}.\n"
+    began = m.distillation.get("pretrained")
+    began = f"- The training began with the weights of the run {began}.\n" if began else ""
+    return (f"- Data: {m.data.name} ({patients}), licence: {m.data.licence}.\n{began}"
             "- The weights carry the terms of the data that they were trained on: "
             f"{m.licences.get('weights', 'not stated')} (see LICENSE).\n"
             f"- Teacher: {teacher or 'none: trained on labels only'}.")

@@ -25,6 +25,7 @@ def distill(
     expansion: Annotated[int | None, Opt(help="expansion ratio of the student: 1, 2, 4, 6, 8")] = None,
     width_mult: Annotated[float | None, Opt(help="width multiplier of the student")] = None,
     stem_stride: Annotated[int | None, Opt(help="1 or 2 (faster)")] = None,
+    pretrained: Annotated[Path | None, Opt(help="begin with the weights of this finished run")] = None,
     epochs: Annotated[int | None, Opt(help="passes over the training slices")] = None,
     batch_size: Annotated[int | None, Opt(help="images a step")] = None,
     learning_rate: Annotated[float | None, Opt(help="peak learning rate")] = None,
@@ -52,7 +53,7 @@ def distill(
         "kd_weight": kd_weight, "temperature": temperature, "expansion": expansion, "width_mult": width_mult,
         "stem_stride": stem_stride, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
         "precision": precision, "targets": targets, "tta": tta, "seed": seed, "configuration": configuration,
-        "folds": tuple(fold) if fold else None,
+        "folds": tuple(fold) if fold else None, "pretrained": str(pretrained) if pretrained else None,
     }
     if resume and (recipe or out or any(v is not None for v in given.values())):
         raise EdgesegError(f"--resume goes on with the recipe that {resume} keeps: give no other options")

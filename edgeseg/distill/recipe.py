@@ -65,6 +65,7 @@ class Recipe:
         student: the family. spec: fields of its spec (`MobileNetV2Spec`, `DenseSpec`, `ConvLSTMSpec`, `UNetSpec`) that
             differ from its defaults.
         expansion, width_mult, stem_stride: of the MobileNetV2 student.
+        pretrained: folder of a finished run whose weights the student begins with; empty: random ones.
         clip: consecutive frames of a training window, for a student of clips. augment: "nnunet": its training
             augmentation, the same for all frames of a clip; "none", as published for EchoDFKD.
         mirror: mirror training images along both axes (with a teacher: along its axes, whatever this says). Not for
@@ -100,6 +101,7 @@ class Recipe:
     expansion: int = 4
     width_mult: float = 1.0
     stem_stride: int = 2
+    pretrained: str = ""
     clip: int = 25
     augment: Literal["nnunet", "none"] = "nnunet"
     mirror: bool = True

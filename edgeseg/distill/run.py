@@ -31,7 +31,8 @@ class Run:
     Attributes:
         recipe: the resolved recipe as a dict. spec: the student's spec as a dict.
         channels: names of the input channels. teacher: the teacher's provenance, empty without one.
-        data: spec, name, licence and the patients of each split. metrics: dev Dice and what training measured.
+        data: spec, name, licence, the patients of each split, and what is known of the run that it began with
+            (`distill/pretrained.py`). metrics: dev Dice and what training measured.
     """
 
     folder: Path
@@ -51,6 +52,18 @@ class Run:
     @property
     def seed(self) -> int:
         return int(self.recipe["seed"])
+
+    def trained_on(self) -> set[str]:
+        """Patients who trained it or the run that it began with, also by the name they have in their own data set: in a
+        mixture the data set's name stands before a patient's. A final run trained on dev too."""
+        splits = self.data["splits"]
+        named = {*splits["train"], *(splits.get("dev", ()) if self.recipe.get("final") else ())}
+        own = {p.removeprefix(f"{data}_") for p in named for data in self.data["name"].split("+")}
+        return named | own | set(self.data.get("pretrained", {}).get("patients", ()))
+
+    def data_names(self) -> set[str]:
+        """Names of the data sets of those patients."""
+        return {*self.data["name"].split("+"), *self.data.get("pretrained", {}).get("data", ())}
 
     @classmethod
     def open(cls, folder: Path) -> "Run":

@@ -75,17 +75,24 @@ def run_distillation(recipe: Recipe, out: Path, resume: bool, machine: Machine, 
     if scheme is None:
         raise EdgesegError(f"{dataset.spec}: without a teacher the data must name its labels")
     student = make_student(recipe, len(teacher.channels) if teacher else channels_of(dataset), len(scheme.names))
+    began = None
+    if recipe.pretrained:
+        from edgeseg.distill.pretrained import begin_with
+
+        began = begin_with(Path(recipe.pretrained), student, scheme, dataset)
     preprocessing = student_grid(recipe, teacher, student.spec.stride, student.spec.in_channels)
     say(describe(student, preprocessing, dataset, teacher))
     module = train_network(student, recipe, dataset, scheme, preprocessing, out, machine, say, teacher, cache, begun)
 
     metrics = {"dev": module.best, "history": module.history, "seconds": round(module.seconds, 1),
                "machine": described(machine)}
+    data = {"spec": list(recipe.data), "name": dataset.name, "licence": dataset.licence,
+            "splits": {s: list(dataset.select(s).patients()) for s in ("train", "dev", "val")}}
+    if began:  # what the first data asked of the weights, they still ask
+        data |= {"pretrained": began, "licence": "; ".join(dict.fromkeys((dataset.licence, began["licence"])))}
     run = Run(out, asdict(recipe), student.spec.to_dict(), scheme, module.preprocessing,
               teacher.channels if teacher else tuple(f"channel {i}" for i in range(student.spec.in_channels)),
-              teacher.provenance if teacher else {},
-              {"spec": list(recipe.data), "name": dataset.name, "licence": dataset.licence,
-               "splits": {s: list(dataset.select(s).patients()) for s in ("train", "dev", "val")}}, metrics)
+              teacher.provenance if teacher else {}, data, metrics)
     if first:
         if teacher and not teacher.predict_only:
             from edgeseg.teachers.export import teacher_onnx
@@ -117,7 +124,8 @@ def open_folder(recipe: Recipe, out: Path, resume: bool) -> Recipe:
         raise EdgesegError(f"{out}: already there; `--resume {out}` goes on with it, another --out starts anew")
     out.mkdir(parents=True, exist_ok=True)
     recipe = replace(recipe, data=tuple(map(absolute, recipe.data)), teacher=absolute(recipe.teacher),
-                     split_file=str(Path(recipe.split_file).resolve()) if recipe.split_file else "")
+                     split_file=str(Path(recipe.split_file).resolve()) if recipe.split_file else "",
+                     pretrained=str(Path(recipe.pretrained).resolve()) if recipe.pretrained else "")
     write_text(out / "recipe.toml", recipe.to_toml())
     return recipe
 

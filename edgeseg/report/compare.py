@@ -121,21 +121,13 @@ def remarks(arms: Sequence[Arm], data: Dataset, split: str) -> list[str]:
         lines.append("each run kept the epoch that was best on dev: a choice made here is to be reported on val")
     for arm in arms:
         for run in arm.runs:
-            seen = trained_on(run) & scored
-            if seen and set(run.data["name"].split("+")) & set(data.name.split("+")):
+            seen = run.trained_on() & scored
+            if seen and run.data_names() & set(data.name.split("+")):
                 lines.append(f"CAUTION: {run.name} was trained on {len(seen)} of these patients")
         if arm.seeds != arms[0].seeds:
             lines.append(f"{arm.name} has seeds {', '.join(map(str, arm.seeds))}, {arms[0].name} "
                          f"{', '.join(map(str, arms[0].seeds))}")
     return lines
-
-
-def trained_on(run: Run) -> set[str]:
-    """Patients whose labels trained the run, also by the name they have in their own data set: in a mixture the data
-    set's name stands before a patient's. A final run trained on dev too."""
-    splits = run.data["splits"]
-    named = {*splits["train"], *(splits.get("dev", ()) if run.recipe.get("final") else ())}
-    return named | {p.removeprefix(f"{data}_") for p in named for data in run.data["name"].split("+")}
 
 
 def score_table(document: Document) -> list[tuple[str, ...]]:

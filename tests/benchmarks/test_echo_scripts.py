@@ -166,15 +166,17 @@ def test_real_clips_are_numbers_in_the_result_and_their_images_are_gone_afterwar
     runs = ["--run", str(made / "work" / "31")]
     echo_real.main([*options, *runs, "--real", str(clips), "--jobs", "0", "--pictures", str(tmp_path / "pictures")])
     found = document(made, "echo_real")
-    assert list(found["results"]) == ["31", "labels-s41", "leave-one-out"]
-    assert (len(found["results"]["31"]["Dice"]), len(found["results"]["leave-one-out"]["Dice"])) == (3, 1)
-    run = Run.open(made / "work" / "real-without-1")
-    assert [p for p in run.data["splits"]["train"] if p.startswith("camus")] == ["camus_patient0001",
-                                                                                 "camus_patient0002"]
+    assert list(found["results"]) == ["31", "labels-s41", "leave-one-out from labels", "leave-one-out"]
+    assert [len(r["Dice"]) for r in found["results"].values()] == [3, 3, 1, 1]
+    for name in ("real-without-1", "real-labels-without-1"):
+        run = Run.open(made / "work" / name)
+        assert [p for p in run.data["splits"]["train"] if p.startswith("camus")] == ["camus_patient0001",
+                                                                                     "camus_patient0002"]
+    assert run.data["pretrained"]["name"] == "labels-s41"
     assert "SECRET" not in json.dumps(found) + (made / "out" / "echo_real.md").read_text()
     assert not (made / "work" / "real-scratch").exists()
-    assert not list((made / "work").glob("real-without-*/cache"))
-    assert len(list((tmp_path / "pictures").glob("*.mp4"))) == 7
+    assert not list((made / "work").glob("real-*without-*/cache"))
+    assert len(list((tmp_path / "pictures").glob("*.mp4"))) == 8
 
 
 def test_pictures_of_real_clips_are_refused_in_the_repository_and_missing_clips_are_said(options, scripts, tmp_path,

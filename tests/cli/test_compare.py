@@ -18,7 +18,6 @@ from edgeseg.distill.run import Run
 from edgeseg.errors import EdgesegError
 from edgeseg.measure.evaluate import evaluate
 from edgeseg.measure.significance import holm, sign_flip_p
-from edgeseg.report.compare import trained_on
 
 app = typer.Typer()
 app.command()(compare)
@@ -134,10 +133,10 @@ def test_other_weights_are_scored_anew(found, runs, tmp_path):
 def test_patients_of_a_mixture_and_of_a_final_run_s_dev_are_known_to_have_trained_it(runs):
     run = Run.open(runs[0])
     splits = run.data["splits"]
-    assert trained_on(run) == set(splits["train"])
-    assert trained_on(replace(run, recipe=run.recipe | {"final": True})) == {*splits["train"], *splits["dev"]}
+    assert run.trained_on() == set(splits["train"])
+    assert replace(run, recipe=run.recipe | {"final": True}).trained_on() == {*splits["train"], *splits["dev"]}
     mixed = replace(run, data=run.data | {"name": "acdc+mnms", "splits": {"train": ["acdc_patient001", "mnms_A1"]}})
-    assert {"patient001", "A1"} <= trained_on(mixed)
+    assert {"patient001", "A1"} <= mixed.trained_on()
 
 
 def test_page_and_picture_say_what_the_terminal_said_and_name_no_patient(found, runs):

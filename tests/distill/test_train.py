@@ -24,6 +24,7 @@ from edgeseg.errors import EdgesegError
 from edgeseg.labels import LabelScheme
 from edgeseg.phantoms.write import write_acdc, write_nnunet
 from edgeseg.teachers import open_teacher
+from edgeseg.teachers.checkpoint import sha256
 
 HEART = LabelScheme(("background", "RV", "MYO", "LV"))
 
@@ -232,3 +233,46 @@ def test_runs_with_one_cache_ask_the_teacher_once_and_give_what_they_give_alone(
     assert shared.is_dir()
     assert not any((run.folder / "cache").exists() for run in (alone, second))
     assert first.metrics["dev"] == alone.metrics["dev"]
+
+
+# ---- to begin with the weights of another run
+
+@pytest.fixture(scope="module")
+def labelled(hearts, tmp_path_factory) -> Run:
+    return distill(small(hearts, epochs=1), tmp_path_factory.mktemp("runs") / "labelled", say=print)
+
+
+def test_a_run_begins_with_the_weights_of_another_and_keeps_whose_they_were(labelled, hearts, tmp_path):
+    still = small(hearts, epochs=1, learning_rate=1e-12, weight_decay=0.0, pretrained=str(labelled.folder))
+    run = distill(still, tmp_path / "run", say=print)
+    before, after = (dict(r.student().named_parameters()) for r in (labelled, run))
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value)
+    kept = Run.open(run.folder)
+    assert kept.data["pretrained"]["name"] == "labelled"
+    assert kept.data["pretrained"]["sha256"] == sha256(labelled.folder / "student.safetensors")
+    assert set(labelled.data["splits"]["train"]) <= set(kept.data["pretrained"]["patients"]) <= kept.trained_on()
+    elsewhere = replace(labelled, data=labelled.data | {"licence": "ask first"})
+    elsewhere.save()
+    try:
+        again = distill(still, tmp_path / "again", say=print)
+    finally:
+        labelled.save()
+    assert again.data["licence"].endswith("; ask first")
+
+
+@pytest.mark.parametrize(("changes", "why"), [
+    ({"pretrained": "nowhere"}, "no such run"),
+    ({"width_mult": 1.0}, "width_mult = 0.5, this one 1.0"),
+    (None, "learned from 1 patient.* of dev"),
+])
+def test_weights_that_do_not_belong_are_refused(labelled, hearts, tmp_path, changes, why):
+    recipe = replace(small(hearts, pretrained=str(labelled.folder)), **changes or {})
+    if changes is None:
+        splits = labelled.data["splits"]
+        moved = {"train": splits["train"][1:], "dev": splits["train"][:1], "val": splits["val"]}
+        (tmp_path / "split.json").write_text(json.dumps(moved))
+        recipe = replace(recipe, split_file=str(tmp_path / "split.json"))
+    with pytest.raises(EdgesegError, match=why):
+        distill(recipe, tmp_path / "run", say=print)
+    assert not (tmp_path / "run").exists()
