@@ -46,8 +46,9 @@ def draw_places(classes: torch.Tensor, generator: torch.Generator, most: int = A
     known = classes != IGNORE
     group = (2 * classes.long() + at_border(classes))[known]
     count = torch.bincount(group)
-    # in logarithms: weight 1 / count, Gumbel noise -log(E) with E exponential
-    score = -count[group].log() - torch.empty(len(group), device=classes.device).exponential_(generator=generator).log()
+    # in logarithms: weight 1 / count, Gumbel noise -log(E) with E = -log(U) exponential
+    noise = -torch.rand(len(group), device=classes.device, generator=generator).log_().neg_().log_()
+    score = noise - count[group].log()
     chosen = score.topk(min(most, len(group))).indices
     image, row, column = (index[chosen] for index in known.nonzero(as_tuple=True))
     return image, row, column
