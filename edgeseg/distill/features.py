@@ -32,7 +32,7 @@ from edgeseg.distill.recipe import FeaturePair
 from edgeseg.errors import EdgesegError
 from edgeseg.losses.contrastive import (
     classes_at,
-    draw_places,
+    draw_pixels,
     feature_mse,
     instance_infonce,
     supervised_infonce,
@@ -126,11 +126,10 @@ def term(pair: FeaturePair, heads: Any, student: torch.Tensor, teacher: torch.Te
         anchors, keys = (heads[side](x.float()).flatten(1) for side, x in (("student", student), ("teacher", teacher)))
         return instance_infonce(anchors, keys, pair.tau)
     classes = classes_at(labels, (student.shape[-2], student.shape[-1]))
-    image, row, column = draw_places(classes, generator)
-    pixel = (image * classes.shape[1] + row) * classes.shape[2] + column
+    pixel = draw_pixels(classes, generator)
     anchors, keys = (heads[side](at_pixels(x, pixel).float()[..., None, None]).flatten(1)
                      for side, x in (("student", student), ("teacher", teacher)))
-    return supervised_infonce(anchors, keys, classes[image, row, column], pair.tau)
+    return supervised_infonce(anchors, keys, classes.flatten()[pixel], pair.tau)
 
 
 def at_pixels(x: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:

@@ -24,16 +24,14 @@ from torch.nn import functional as F
 
 from edgeseg.labels import IGNORE
 
-Places = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""(image, row, column) of sampled pixels, int64 [n] each."""
-
 ANCHORS = 256
 """Pixels sampled from a batch, for anchors and for keys. The similarities are 256 x 256: 256 KiB in float32. (With
 512 the terms at three scales took 22 ms a step, forward and back.)"""
 
 
-def draw_places(classes: torch.Tensor, generator: torch.Generator, most: int = ANCHORS) -> Places:
-    """At most `most` different pixels of a batch of class maps [B, h, w], none of them IGNORE.
+def draw_pixels(classes: torch.Tensor, generator: torch.Generator, most: int = ANCHORS) -> torch.Tensor:
+    """At most `most` different pixels of a batch of class maps [B, h, w], none of them IGNORE: flat places of
+    B x h x w, int64 [n].
 
     Pixels fall into groups: of each class those at a border and those inside. Each group is as likely as any other to
     give the next pixel, until it is empty: half of what is drawn of a class lies at its border, where segmentation goes
@@ -43,15 +41,15 @@ def draw_places(classes: torch.Tensor, generator: torch.Generator, most: int = A
     Args:
         generator: on the device of `classes`; all randomness comes from it.
     """
-    known = classes != IGNORE
-    group = (2 * classes.long() + at_border(classes))[known]
-    count = torch.bincount(group)
+    group = (2 * classes.to(torch.uint8).int() + at_border(classes)).flatten()
+    unknown = 2 * IGNORE
+    count = torch.bincount(group, minlength=unknown + 1)
     # in logarithms: weight 1 / count, Gumbel noise -log(E) with E = -log(U) exponential
-    noise = -torch.rand(len(group), device=classes.device, generator=generator).log_().neg_().log_()
-    score = noise - count[group].log()
-    chosen = score.topk(min(most, len(group))).indices
-    image, row, column = (index[chosen] for index in known.nonzero(as_tuple=True))
-    return image, row, column
+    weight = -count.float().log()
+    weight[unknown] = -torch.inf
+    uniform = torch.rand(len(group), device=classes.device, generator=generator).clamp_min_(1e-12)
+    known = len(group) - int(count[unknown])
+    return (weight.index_select(0, group) - uniform.log_().neg_().log_()).topk(min(most, known)).indices
 
 
 def at_border(classes: torch.Tensor) -> torch.Tensor:
@@ -64,8 +62,7 @@ def at_border(classes: torch.Tensor) -> torch.Tensor:
 
 
 def of_neighbours(op: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """`op` over each pixel of [B, h, w] and its eight neighbours. (A max-pooling of numbers this small takes eight times
-    as long.)"""
+    """`op` over each pixel of [B, h, w] and its eight neighbours. (A max-pooling takes eight times as long.)"""
     for dim in (1, 2):
         n = x.shape[dim]
         after = torch.cat([x.narrow(dim, 1, n - 1), x.narrow(dim, n - 1, 1)], dim)

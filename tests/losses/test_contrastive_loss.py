@@ -9,7 +9,7 @@ from edgeseg.losses.contrastive import (
     ANCHORS,
     at_border,
     classes_at,
-    draw_places,
+    draw_pixels,
     feature_mse,
     instance_infonce,
     supervised_infonce,
@@ -128,25 +128,25 @@ def test_ignored_pixels_are_never_drawn_and_no_pixel_twice():
     for seed in range(20):
         classes = torch.randint(0, 3, (3, 7, 9), generator=seeded(seed), dtype=torch.uint8)
         classes[torch.rand(classes.shape, generator=seeded(seed)) < 0.5] = IGNORE
-        places = torch.stack(draw_places(classes, seeded(seed)), 1)
-        assert len(places) == int((classes != IGNORE).sum())  # fewer than the limit: all of them
-        assert len({tuple(p) for p in places.tolist()}) == len(places)
-        assert (classes[tuple(places.T)] != IGNORE).all()
-    assert len(draw_places(torch.full((2, 5, 5), IGNORE), seeded())[0]) == 0
+        pixels = draw_pixels(classes, seeded(seed))
+        assert len(pixels) == int((classes != IGNORE).sum())  # fewer than the limit: all of them
+        assert len(set(pixels.tolist())) == len(pixels)
+        assert (classes.flatten()[pixels] != IGNORE).all()
+    assert len(draw_pixels(torch.full((2, 5, 5), IGNORE), seeded())) == 0
 
 
 @pytest.mark.parametrize("side", [32, 512])
 def test_the_number_of_anchors_is_bounded_whatever_the_image_size(side):
-    assert len(draw_places(scene(side), seeded())[0]) == ANCHORS
+    assert len(draw_pixels(scene(side), seeded())) == ANCHORS
 
 
 def test_borders_and_small_structures_are_preferred():
     classes = scene()
     border = at_border(classes)
-    places = draw_places(classes, seeded(), 64)
+    pixels = draw_pixels(classes, seeded(), 64)
     assert float(border.float().mean()) < 0.06
-    assert 0.35 < float(border[places].float().mean()) < 0.65
-    drawn = torch.bincount(classes[places].long(), minlength=3)
+    assert 0.35 < float(border.flatten()[pixels].float().mean()) < 0.65
+    drawn = torch.bincount(classes.flatten()[pixels].long(), minlength=3)
     assert drawn.min() > 10  # of the small organ too, which has 36 of 7808 known pixels
 
 
@@ -162,7 +162,7 @@ def test_a_border_pixel_has_a_known_pixel_of_another_class_beside_it():
 
 
 def test_the_draw_is_of_its_generator_alone():
-    first, same, other = (torch.stack(draw_places(scene(), seeded(s))) for s in (1, 1, 2))
+    first, same, other = (draw_pixels(scene(), seeded(s)) for s in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
 
