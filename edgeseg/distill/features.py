@@ -127,9 +127,15 @@ def term(pair: FeaturePair, heads: Any, student: torch.Tensor, teacher: torch.Te
         return instance_infonce(anchors, keys, pair.tau)
     classes = classes_at(labels, (student.shape[-2], student.shape[-1]))
     pixel = draw_pixels(classes, generator)
-    anchors, keys = (heads[side](at_pixels(x, pixel).float()[..., None, None]).flatten(1)
+    anchors, keys = (of_pixels(heads[side], at_pixels(x, pixel).float())
                      for side, x in (("student", student), ("teacher", teacher)))
     return supervised_infonce(anchors, keys, classes.flatten()[pixel], pair.tau)
+
+
+def of_pixels(head: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """The 1x1 convolution `head` of pixels [n, C] -> [n, WIDTH]. (As images of one pixel they would take four times as
+    long.)"""
+    return F.linear(x, head.weight.flatten(1), head.bias)
 
 
 def at_pixels(x: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:
