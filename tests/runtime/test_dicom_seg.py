@@ -284,7 +284,7 @@ def test_predict_writes_the_segs_of_every_series_and_names_none_by_a_person(bund
     assert [(c["frames"], bool(c["error"])) for c in document["cases"]] == [(6, False), (0, True), (2, False)]
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert [n[:10] + n[16:] for n in names] == ["series004__phase01.dcm", "series004__phase02.dcm", "series008_.dcm"]
-    assert "says no pixel size: 1.5 x 1.5 mm assumed" in " ".join(document["notes"])
+    assert "says no pixel size: 1.6 x 1.71429 mm assumed" in " ".join(document["notes"])  # 48 mm over 30 and 28 pixels
     for word in (PERSON, ID):
         assert word not in done.output + " ".join(names)
 
