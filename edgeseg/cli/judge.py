@@ -41,8 +41,8 @@ def judge(
         raise EdgesegError(f"{data}: no clip in split {split!r}: choose another --split")
     found = Judge.open(model)
     with Progress("clips") as progress:
-        result = judge_bundles(bundles, dataset, found.of_masks, found.of_valve, every, precision,
-                               lambda case: progress(case.id, len(dataset)))
+        result = judge_bundles(bundles, dataset.refs, found.of_masks, found.of_valve, every, precision,
+                               lambda name: progress(name, len(dataset)))
     result.about = {"judge": found.provenance, "data": {"name": dataset.name, "split": split}, "every": every}
     show(result)
     if out:

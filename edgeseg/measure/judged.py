@@ -16,6 +16,7 @@ from edgeseg.measure.judge_score import Similarities, rank_agreement, score_mask
 from edgeseg.measure.overlap import dice
 from edgeseg.measure.phases import area_curve, network_phases
 from edgeseg.measure.statistics import Interval, bootstrap_interval
+from edgeseg.readers import CaseRef
 
 SCHEMA = "edgeseg.judge/1"
 STRUCTURE = "LV"
@@ -62,16 +63,18 @@ class Judged:
                 "spearman": self.agreement, "rows": rows}
 
 
-def judge_bundles(paths: Sequence[Path], cases: Iterable[Case], of_masks: Similarities, of_valve: Similarities,
-                  every: int = 1, precision: str = "auto", progress: Callable[[Case], None] | None = None) -> Judged:
-    """Let a judge score the left ventricle of bundles on clips, one clip in memory at a time.
+def judge_bundles(paths: Sequence[Path], refs: Iterable[CaseRef], of_masks: Similarities, of_valve: Similarities,
+                  every: int = 1, precision: str = "auto", progress: Callable[[str], None] = lambda name: None
+                  ) -> Judged:
+    """Let a judge score the left ventricle of bundles on clips, one clip in memory at a time. A clip that cannot be
+    read is left out, with a note.
 
     Args:
         of_masks, of_valve: the judge (`Similarities`).
         every: masks are judged in every so many frames (all frames count for the phases).
 
     Raises:
-        EdgesegError: no clip, something that is not a grey clip, a bundle without LV.
+        EdgesegError: no clip that can be read, a bundle without LV.
     """
     from edgeseg.runtime.segmenter import Segmenter
 
@@ -80,8 +83,14 @@ def judge_bundles(paths: Sequence[Path], cases: Iterable[Case], of_masks: Simila
         if STRUCTURE not in s.scheme.names:
             raise EdgesegError(f"{s.bundle.path}: segments {', '.join(s.scheme.foreground)}, not {STRUCTURE}")
     result = Judged([Member(s.bundle.path.name) for s in segmenters])
-    for case in cases:
-        frames = grey_frames(case)
+    for ref in refs:
+        try:
+            case = ref.load()
+            frames = grey_frames(case)
+        except EdgesegError as error:
+            result.notes.append(f"left out: {error}")
+            progress(ref.id)
+            continue
         assert case.frame_time is not None
         truth = valve_phases(valve_signal(of_valve(frames)), case.frame_time)
         manual = manual_masks(case)
@@ -97,10 +106,10 @@ def judge_bundles(paths: Sequence[Path], cases: Iterable[Case], of_masks: Simila
             member.dice.append(clip_dice(masks, manual))
             member.curves.append(afd.ClipCurve(case.id, area_curve(masks), truth, case.frame_time))
         result.clips.append(case.id)
-        if progress:
-            progress(case)
+        progress(ref.id)
     if not result.clips:
-        raise EdgesegError("no clip to judge: choose another --data or --split")
+        raise EdgesegError(result.notes[0].removeprefix("left out: ") if result.notes else
+                           "no clip to judge: choose another --data or --split")
     return result
 
 

@@ -1,8 +1,8 @@
 """From ultrasound clips to what an echo lab reads: masks, areas, ED and ES, EF, as files and pictures."""
 
 import csv
-import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from edgeseg.case import Case
 from edgeseg.errors import EdgesegError
-from edgeseg.files import write_text
-from edgeseg.measure.beats import ClipSizes, write_size_csv
+from edgeseg.measure import beats
 from edgeseg.measure.ejection import clip_ef, volume_curve
 from edgeseg.measure.phases import Phases, area_curve, find_phases, network_phases
 from edgeseg.readers.nifti_write import write_volume
@@ -44,7 +43,7 @@ class ClipReading:
     error: str = ""
 
     def row(self) -> tuple[str, ...]:
-        frames = 0 if self.labels is None else len(self.labels)
+        frames = 0 if self.areas is None else len(self.areas)
         ed, es = (" ".join(map(str, events)) for events in (self.phases.ed, self.phases.es))
         return (self.name, str(frames), f"{self.fps:.4g}", ed, es, f"{self.ef:.1f}",
                 str(min(len(self.phases.ed), len(self.phases.es))), str(len(self.flagged)))
@@ -79,31 +78,44 @@ def read_clips(stream: Stream, refs: Iterable[tuple[str, Callable[[], Case]]], o
                say: Callable[[ClipReading], None] = lambda reading: None) -> list[ClipReading]:
     """Read clips (name and loader each) and write into `out`.
 
-    As each is done NAME.nii.gz (label values, [x, y, frame]), NAME.mp4 (contours) and NAME.png (areas with ED and ES);
-    at the end clips.csv, a line a clip, and size.csv, a line a frame, in EchoNet-Dynamic's form. A clip that
-    cannot be read is reported in its result, and the others go on.
+    As each is done NAME.nii.gz (label values, [x, y, frame]), NAME.mp4 (contours) and NAME.png (areas with ED and ES),
+    its line in clips.csv and, a line a frame in EchoNet-Dynamic's form, size.csv: what was read is there however it
+    ends. A clip that cannot be read is reported in its result, and the others go on. Results carry no labels.
     """
     out.mkdir(parents=True, exist_ok=True)
     found: list[ClipReading] = []
-    for name, load in refs:
-        try:
-            case = load()
-            reading = read_clip(stream, case)
-            assert reading.labels is not None
-            write_volume(out / f"{name}.nii.gz", reading.labels, stream.spacing, 1.0)
-        except EdgesegError as error:
-            reading = ClipReading(name, error=str(error))
-        else:
-            if pictures:
-                reading = drawn(out, case, reading, stream)
-        found.append(reading)
-        say(reading)
-    done = [r for r in found if r.areas is not None]
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([COLUMNS, *(r.row() for r in done)])
-    write_text(out / "clips.csv", table.getvalue())
-    write_size_csv(out / "size.csv", [ClipSizes(r.name, r.areas, Phases()) for r in done if r.areas is not None])
+    with table(out / "clips.csv", COLUMNS) as add_clip, table(out / "size.csv", beats.COLUMNS) as add_sizes:
+        for name, load in refs:
+            try:
+                case = load()
+                reading = read_clip(stream, case)
+                assert reading.labels is not None
+                write_volume(out / f"{name}.nii.gz", reading.labels, stream.spacing, 1.0)
+            except EdgesegError as error:
+                reading = ClipReading(name, error=str(error))
+            else:
+                assert reading.areas is not None
+                add_clip([reading.row()])
+                add_sizes(beats.size_rows(beats.ClipSizes(name, reading.areas, Phases())))
+                if pictures:
+                    reading = drawn(out, case, reading, stream)
+            found.append(replace(reading, labels=None))
+            say(found[-1])
     return found
+
+
+@contextmanager
+def table(path: Path, header: Sequence[str]) -> Iterator[Callable[[Iterable[Sequence[object]]], None]]:
+    """A CSV file that takes rows; those that it was given are on the disk."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+
+        def add(rows: Iterable[Sequence[object]]) -> None:
+            writer.writerows(rows)
+            file.flush()
+
+        add([header])
+        yield add
 
 
 def drawn(out: Path, case: Case, reading: ClipReading, stream: Stream) -> ClipReading:

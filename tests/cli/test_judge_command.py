@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from edgeseg.cli.judge import judge
 from edgeseg.errors import EdgesegError
+from edgeseg.phantoms.echo_write import write_avi
+from edgeseg.readers import open_data
 from edgeseg.teachers import judge_training
 
 app = typer.Typer()
@@ -61,3 +63,13 @@ def test_bad_input_is_one_line_and_writes_nothing(bundles, model, tmp_path, argu
     assert said in str(found.exception)
     assert "\n" not in str(found.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_clip_that_cannot_be_read_is_left_out_with_a_note(bundles, model, tmp_path):
+    write_avi(tmp_path / "good.avi", open_data(CLIP).refs[0].load().frames[:24, 0], 50.0)
+    (tmp_path / "broken.avi").write_bytes(b"RIFF no video")
+    found = run(bundles[0], "--data", f"video:{tmp_path}", "--model", model, "--every", "12", "--json")
+    assert found.exit_code == 0, found.output
+    document = json.loads(found.stdout.strip().splitlines()[-1])
+    assert [r["clip"] for r in document["rows"]] == ["good"]
+    assert any(n.startswith("left out: ") and "broken.avi" in n for n in document["notes"])

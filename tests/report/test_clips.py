@@ -15,7 +15,7 @@ from edgeseg.phantoms.echo_write import write_avi
 from edgeseg.preprocess import Preprocessing
 from edgeseg.readers import open_data
 from edgeseg.readers.clip import SIDE, decode, spacing_of
-from edgeseg.report.clips import COLUMNS
+from edgeseg.report.clips import COLUMNS, read_clips
 from edgeseg.runtime.stream import Stream
 
 
@@ -62,6 +62,19 @@ def test_a_broken_clip_is_named_and_the_others_are_written(stream_bundle, folder
     assert "broken.avi" in done.output
     assert len(list(csv.DictReader((tmp_path / "out" / "clips.csv").open()))) == 2
     assert not list((tmp_path / "out").glob("*.mp4"))
+
+
+def test_what_was_read_before_an_interruption_is_in_the_tables(stream_bundle, folder, tmp_path):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    first = open_data(f"video:{folder / 'clip 0.avi'}").refs[0]
+    with pytest.raises(KeyboardInterrupt):
+        read_clips(Stream(stream_bundle, precision="fp32"), [("clip 0", first.load), ("clip 1", interrupted)],
+                   tmp_path / "out", pictures=False)
+    rows, sizes = (list(csv.DictReader((tmp_path / "out" / f"{name}.csv").open())) for name in ("clips", "size"))
+    assert [r["clip"] for r in rows] == ["clip 0"]
+    assert len(sizes) == 24
 
 
 def test_a_bundle_without_a_ventricle_and_a_file_in_the_way_are_refused(folder, tmp_path, stream_bundle):
