@@ -69,8 +69,11 @@ def data(m: Manifest) -> str:
     else:
         patients += " patients"
     teacher = ", ".join(f"{k} {v}" for k, v in m.teacher.items() if isinstance(v, str | int | float | list))
-    began = m.distillation.get("pretrained")
-    began = f"- The training began with the weights of the run {began}.\n" if began else ""
+    began = ""
+    if run := m.distillation.get("pretrained"):
+        taught = f", distilled from {' and '.join(run['teachers'])}" if run["teachers"] else ""
+        began = (f"- The training began with the weights of {run['name']}, trained on {', '.join(run['data'])}"
+                 f"{taught}.\n")
     return (f"- Data: {m.data.name} ({patients}), licence: {m.data.licence}.\n{began}"
             "- The weights carry the terms of the data that they were trained on: "
             f"{m.licences.get('weights', 'not stated')} (see LICENSE).\n"
@@ -242,9 +245,12 @@ def licence_text(m: Manifest) -> str:
     licence = m.licences["weights"]
     links = ", ".join(url for known, url in LINKS.items() if known in licence and url not in licence)
     short = next((f"In short: {words}.\n" for known, words in IN_SHORT.items() if known in licence), "")
-    teacher = (f"The terms of the teacher that they were distilled from ({teacher_name(m)}) may apply as well.\n"
-               if m.teacher else "No teacher: they were trained on labels only.\n")
-    return (f"The model weights in this bundle were trained on the data set {m.data.name}.\n"
+    began = m.distillation.get("pretrained") or {"data": [], "teachers": []}
+    teachers = " and ".join(dict.fromkeys([*([teacher_name(m)] if m.teacher else []), *began["teachers"]]))
+    teacher = (f"The terms of the teacher that they were distilled from ({teachers}) may apply as well.\n"
+               if teachers else "No teacher: they were trained on labels only.\n")
+    data = " and ".join(dict.fromkeys([m.data.name, *began["data"]]))
+    return (f"The model weights in this bundle were trained on the data set {data}.\n"
             f"They carry the terms of that data: {licence}{f' ({links})' if links else ''}.\n{short}{teacher}\n"
             f"The software that made this bundle, edgeseg, is licensed separately ({m.licences['software']}).\n")
 

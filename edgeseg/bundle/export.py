@@ -195,6 +195,8 @@ def describe(run: Run, name: str, calibration: Calibration | None, measured: Mea
     """The manifest of a run; of its recipe everything but where things were on the building machine."""
     recipe = {k: v for k, v in run.recipe.items() if k not in ("data", "split_file")}
     recipe["teacher"] = str(recipe.get("teacher", "none")).split(":", 1)[0]
+    if began := run.data.get("pretrained"):
+        recipe["pretrained"] = {k: began[k] for k in ("name", "sha256", "data", "teachers")}
     return Manifest(
         name=name,
         task=f"segmentation of {', '.join(run.scheme.foreground)}",

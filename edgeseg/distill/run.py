@@ -54,12 +54,15 @@ class Run:
         return int(self.recipe["seed"])
 
     def trained_on(self) -> set[str]:
-        """Patients who trained it or the run that it began with, also by the name they have in their own data set: in a
-        mixture the data set's name stands before a patient's. A final run trained on dev too."""
-        splits = self.data["splits"]
-        named = {*splits["train"], *(splits.get("dev", ()) if self.recipe.get("final") else ())}
-        own = {p.removeprefix(f"{data}_") for p in named for data in self.data["name"].split("+")}
-        return named | own | set(self.data.get("pretrained", {}).get("patients", ()))
+        """Patients who trained it or the run that it began with. A final run trained on dev too."""
+        dev = self.plain_names("dev") if self.recipe.get("final") else set()
+        return self.plain_names("train") | dev | set(self.data.get("pretrained", {}).get("patients", ()))
+
+    def plain_names(self, split: str) -> set[str]:
+        """Patients of a split, also by the name they have in their own data set: in a mixture the data set's name
+        stands before a patient's."""
+        named = set(self.data["splits"].get(split, ()))
+        return named | {p.removeprefix(f"{data}_") for p in named for data in self.data["name"].split("+")}
 
     def data_names(self) -> set[str]:
         """Names of the data sets of those patients."""
@@ -107,13 +110,23 @@ class Run:
         write_text(self.folder / "run.json", json.dumps(record, indent=1) + "\n")
 
     def student(self) -> "nn.Module":
-        """The trained student in evaluation mode, on the CPU."""
+        """The trained student in evaluation mode, on the CPU.
+
+        Raises:
+            EdgesegError: its weights are missing, damaged, or of another network.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         from edgeseg.students import build_student
 
-        model = build_student(self.spec)
-        model.load_state_dict(load_file(self.folder / "student.safetensors"))
+        model, file = build_student(self.spec), self.folder / "student.safetensors"
+        try:
+            model.load_state_dict(load_file(file))
+        except FileNotFoundError:
+            raise EdgesegError(f"{file}: missing: copy the whole run again") from None
+        except (SafetensorError, RuntimeError):
+            raise EdgesegError(f"{file}: damaged, or not of this run: copy it again") from None
         return model.eval()
 
     def dataset(self) -> "Dataset":

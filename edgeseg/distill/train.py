@@ -79,7 +79,7 @@ def run_distillation(recipe: Recipe, out: Path, resume: bool, machine: Machine, 
     if recipe.pretrained:
         from edgeseg.distill.pretrained import begin_with
 
-        began = begin_with(Path(recipe.pretrained), student, scheme, dataset)
+        began = begin_with(recipe, out, student, scheme, dataset)
     preprocessing = student_grid(recipe, teacher, student.spec.stride, student.spec.in_channels)
     say(describe(student, preprocessing, dataset, teacher))
     module = train_network(student, recipe, dataset, scheme, preprocessing, out, machine, say, teacher, cache, begun)
@@ -122,6 +122,8 @@ def open_folder(recipe: Recipe, out: Path, resume: bool) -> Recipe:
         raise EdgesegError(f"{out}: is a file: choose another --out")
     if out.exists() and any(out.iterdir()):
         raise EdgesegError(f"{out}: already there; `--resume {out}` goes on with it, another --out starts anew")
+    if recipe.pretrained:
+        Run.open(Path(recipe.pretrained))  # better known before a phantom's teacher is trained
     out.mkdir(parents=True, exist_ok=True)
     recipe = replace(recipe, data=tuple(map(absolute, recipe.data)), teacher=absolute(recipe.teacher),
                      split_file=str(Path(recipe.split_file).resolve()) if recipe.split_file else "",

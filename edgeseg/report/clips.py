@@ -80,7 +80,8 @@ def read_clips(stream: Stream, refs: Iterable[tuple[str, Callable[[], Case]]], o
 
     As each is done NAME.nii.gz (label values, [x, y, frame]), NAME.mp4 (contours) and NAME.png (areas with ED and ES),
     its line in clips.csv and, a line a frame in EchoNet-Dynamic's form, size.csv: what was read is there however it
-    ends. A clip that cannot be read is reported in its result, and the others go on. Results carry no labels.
+    ends, and what an earlier reading left in these two tables is not. A clip that cannot be read is reported in its
+    result, and the others go on. Results carry no labels.
     """
     out.mkdir(parents=True, exist_ok=True)
     found: list[ClipReading] = []

@@ -24,6 +24,8 @@ from edgeseg.readers import Dataset
 from edgeseg.report.figures import save
 
 SCHEMA = "edgeseg.compare/1"
+SEED = r"-s\d+$"
+"""End of a run's name."""
 METRICS = ("dice", "iou", "recall", "precision")
 Document = Mapping[str, Any]
 
@@ -68,15 +70,17 @@ def arms_of(runs: Sequence[Run]) -> list[Arm]:
 
 
 def seedless(run: Run) -> Recipe:
-    """The run's recipe with seed 0; a phantom's teacher, which every run trains in its own folder, has no path."""
+    """The run's recipe with seed 0; a phantom's teacher, which every run trains in its own folder, has no path, and the
+    run that it began with no seed in its name."""
     path = run.recipe["teacher"].partition(":")[2]
     own = path and Path(path).resolve().is_relative_to(run.folder.resolve())
-    return Recipe().changed(run.recipe | {"seed": 0} | ({"teacher": "phantom"} if own else {}))
+    began = re.sub(SEED, "", run.recipe.get("pretrained", ""))
+    return Recipe().changed(run.recipe | {"seed": 0, "pretrained": began} | ({"teacher": "phantom"} if own else {}))
 
 
 def common_name(runs: Sequence[Run]) -> str:
     """`encoder` for encoder-s0, encoder-s1, ...; else the name of the first run."""
-    stems = {re.sub(r"-s\d+$", "", run.name) for run in runs}
+    stems = {re.sub(SEED, "", run.name) for run in runs}
     return stems.pop() if len(stems) == 1 else runs[0].name
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeseg.errors import EdgesegError, need
 from edgeseg.readers import dicom
+from edgeseg.readers.clip import spacing_of
 from edgeseg.readers.dicom_clip import decode_dicom
 from edgeseg.readers.dicom_image import Instance, Vector, optional, short_hash, value
 from edgeseg.runtime.segmenter import Segmenter
@@ -80,12 +81,10 @@ class Series:
         return f"{self.name}_phase{t + 1:0{digits}d}" if self.moments > 1 else self.name
 
 
-def find_series(paths: Sequence[Path], extent_mm: tuple[float, float], loops_too: bool = True
-                ) -> tuple[list[Series], list[str]]:
+def find_series(paths: Sequence[Path], loops_too: bool = True) -> tuple[list[Series], list[str]]:
     """Every stack and loop in files and folders, and notes: one line each on what was left out or is odd.
 
     Args:
-        extent_mm: of the whole frame (down, across) of a loop that does not say its pixel size.
         loops_too: False when it is known that there are none, which saves reading every header twice.
 
     Raises:
@@ -98,7 +97,7 @@ def find_series(paths: Sequence[Path], extent_mm: tuple[float, float], loops_too
     stacks, notes = dicom.find_stacks(rest or paths) if rest or not loops else ([], [])
     if others and rest:
         notes.insert(0, f"left out: files that are not DICOM ({others})")
-    return [*map(of_stack, stacks), *(Series(name, (file,), 1, partial(read_loop, file, extent_mm))
+    return [*map(of_stack, stacks), *(Series(name, (file,), 1, partial(read_loop, file))
                                       for name, file in sorted(loops.items()))], notes
 
 
@@ -130,10 +129,9 @@ def read_stack(stack: dicom.Stack, t: int) -> Moment:
     return Moment(case.frames[:, 0], case.spacing, planes, gap=case.slice_spacing)
 
 
-def read_loop(path: Path, extent_mm: tuple[float, float], _: int = 0) -> Moment:
+def read_loop(path: Path, _: int = 0) -> Moment:
     clip = decode_dicom(path)
-    height, width = clip.frames.shape[1:]
-    spacing = clip.spacing or (extent_mm[0] / height, extent_mm[1] / width)
+    spacing = clip.spacing or spacing_of(clip.frames)
     planes = tuple(Plane(path, k, spacing) for k in range(len(clip.frames)))
     time = 1 / clip.rate if np.isfinite(clip.rate) and clip.rate > 0 else None
     return Moment(clip.frames, spacing, planes, frame_time=time, spacing_known=clip.spacing is not None)

@@ -158,7 +158,7 @@ def predict_segs(segmenter: Segmenter, images: Sequence[Path], out: Path,
             raise EdgesegError(f"{path}: holds NIfTI: a DICOM segmentation refers to DICOM images")
     if out.exists() and not out.is_dir():
         raise EdgesegError(f"{out}: is a file, not a folder: choose another -o")
-    found, notes = find_series([Path(p) for p in images], segmenter.preprocessing.extent_mm)
+    found, notes = find_series([Path(p) for p in images])
     results = []
     for line in notes:
         note(line)

@@ -35,7 +35,7 @@ class Work:
         frames = 0
         try:
             # a loop is a series by itself
-            found, notes = find_series([folder], self.segmenter.preprocessing.extent_mm, loops_too=objects == 1)
+            found, notes = find_series([folder], loops_too=objects == 1)
             for note in notes:
                 self.say(f"series {name}: {note}")
             for series in found:

@@ -1,6 +1,7 @@
 """Distillation end to end on small real files: determinism, resuming, teachers of every kind, refusals."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 import torch
 from disks import dataset
 
+from edgeseg.bundle.card import licence_text
+from edgeseg.bundle.export import describe
 from edgeseg.bundle.leak import check_own
 from edgeseg.cli.main import main
 from edgeseg.distill.module import at_student_spacing
@@ -22,6 +25,7 @@ from edgeseg.distill.run import Run
 from edgeseg.distill.train import distill
 from edgeseg.errors import EdgesegError
 from edgeseg.labels import LabelScheme
+from edgeseg.manifest import Measured
 from edgeseg.phantoms.write import write_acdc, write_nnunet
 from edgeseg.teachers import open_teacher
 from edgeseg.teachers.checkpoint import sha256
@@ -242,37 +246,74 @@ def labelled(hearts, tmp_path_factory) -> Run:
     return distill(small(hearts, epochs=1), tmp_path_factory.mktemp("runs") / "labelled", say=print)
 
 
+def going_on(labelled: Run, hearts: Path, **changes) -> Recipe:
+    return small(hearts, **{"epochs": 1, "pretrained": str(labelled.folder)} | changes)
+
+
 def test_a_run_begins_with_the_weights_of_another_and_keeps_whose_they_were(labelled, hearts, tmp_path):
-    still = small(hearts, epochs=1, learning_rate=1e-12, weight_decay=0.0, pretrained=str(labelled.folder))
+    old = replace(labelled, folder=tmp_path / "old", teacher={"dataset": "other hospital"},
+                  data=labelled.data | {"licence": "ask first"})
+    shutil.copytree(labelled.folder, old.folder)
+    old.save()
+    still = going_on(old, hearts, learning_rate=1e-12, weight_decay=0.0)
     run = distill(still, tmp_path / "run", say=print)
-    before, after = (dict(r.student().named_parameters()) for r in (labelled, run))
+    before, after = (dict(r.student().named_parameters()) for r in (old, run))
     for name, value in before.items():
         torch.testing.assert_close(after[name], value)
-    kept = Run.open(run.folder)
-    assert kept.data["pretrained"]["name"] == "labelled"
-    assert kept.data["pretrained"]["sha256"] == sha256(labelled.folder / "student.safetensors")
-    assert set(labelled.data["splits"]["train"]) <= set(kept.data["pretrained"]["patients"]) <= kept.trained_on()
-    elsewhere = replace(labelled, data=labelled.data | {"licence": "ask first"})
-    elsewhere.save()
-    try:
-        again = distill(still, tmp_path / "again", say=print)
-    finally:
-        labelled.save()
-    assert again.data["licence"].endswith("; ask first")
+    kept = Run.open(run.folder).data
+    assert kept["pretrained"]["name"] == "old"
+    assert kept["pretrained"]["sha256"] == sha256(old.folder / "student.safetensors")
+    assert kept["licence"].endswith("; ask first")
+    assert set(old.data["splits"]["train"]) <= set(kept["pretrained"]["patients"]) <= run.trained_on()
+    manifest = describe(run, "name", None, Measured(frames=0, frames_from="", checks=(), training={}))
+    assert "other hospital" in licence_text(manifest)
+    assert "No teacher" not in licence_text(manifest)
+    third = distill(going_on(run, hearts), tmp_path / "third", say=print)
+    assert third.data["pretrained"]["teachers"] == ["other hospital"]  # along a chain
+
+
+def test_an_interrupted_run_goes_on_without_the_one_that_it_began_with(labelled, hearts, tmp_path):
+    old = replace(labelled, folder=tmp_path / "old")
+    shutil.copytree(labelled.folder, old.folder)
+    run = distill(going_on(old, hearts), tmp_path / "run", say=print)
+    (run.folder / "run.json").unlink()
+    shutil.rmtree(old.folder)
+    again = distill(Recipe(), run.folder, resume=True, say=print)
+    assert again.data["pretrained"] == run.data["pretrained"]
 
 
 @pytest.mark.parametrize(("changes", "why"), [
     ({"pretrained": "nowhere"}, "no such run"),
     ({"width_mult": 1.0}, "width_mult = 0.5, this one 1.0"),
-    (None, "learned from 1 patient.* of dev"),
 ])
-def test_weights_that_do_not_belong_are_refused(labelled, hearts, tmp_path, changes, why):
-    recipe = replace(small(hearts, pretrained=str(labelled.folder)), **changes or {})
-    if changes is None:
-        splits = labelled.data["splits"]
-        moved = {"train": splits["train"][1:], "dev": splits["train"][:1], "val": splits["val"]}
-        (tmp_path / "split.json").write_text(json.dumps(moved))
-        recipe = replace(recipe, split_file=str(tmp_path / "split.json"))
+def test_a_run_that_does_not_fit_is_no_beginning(labelled, hearts, tmp_path, changes, why):
     with pytest.raises(EdgesegError, match=why):
+        distill(going_on(labelled, hearts, **changes), tmp_path / "run", say=print)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("swapped", "mixture"), [
+    (("train", "dev"), False), (("train", "val"), False), (("dev", "val"), False), (("train", "val"), True)])
+def test_a_run_made_with_patients_who_choose_or_report_is_no_beginning(labelled, hearts, tmp_path, swapped, mixture):
+    splits = {name: list(patients) for name, patients in labelled.data["splits"].items()}
+    one, other = swapped
+    splits[one][0], splits[other][0] = splits[other][0], splits[one][0]
+    data = shutil.copytree(hearts, tmp_path / "data")
+    (data / "split.json").write_text(json.dumps(splits))
+    recipe = going_on(labelled, data)
+    if mixture:
+        recipe = replace(recipe, data=(*recipe.data, "phantom:cine?n=6"))
+    name = f"{'acdc_' if mixture else ''}{splits[other][0]}"
+    with pytest.raises(EdgesegError, match=rf"made with 1 patient\(s\) of {other}, {name} one"):
         distill(recipe, tmp_path / "run", say=print)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_weights_are_damaged_is_no_beginning(labelled, hearts, tmp_path):
+    old = Path(shutil.copytree(labelled.folder, tmp_path / "old"))
+    file = old / "student.safetensors"
+    for spoil, why in ((lambda: file.write_bytes(file.read_bytes()[:-9]), "damaged"), (file.unlink, "missing")):
+        spoil()
+        with pytest.raises(EdgesegError, match=f"student.safetensors: {why}"):
+            distill(small(hearts, pretrained=str(old)), tmp_path / "run", say=print)
+        assert not (tmp_path / "run").exists()

@@ -20,6 +20,7 @@ from dicom_loops import write_loop
 from edgeseg.cli.predict import predict
 from edgeseg.errors import EdgesegError
 from edgeseg.labels import LabelScheme
+from edgeseg.readers import open_data
 from edgeseg.runtime import dicom_codes
 from edgeseg.runtime.dicom_results import SegWriter, write_segs
 from edgeseg.runtime.dicom_seg import Maker, Sources, make_seg
@@ -47,7 +48,7 @@ def segmenter(bundle):
 
 def write(segmenter, folder, out, kind="BINARY"):
     """The SEGs of the only series of a folder, read again by highdicom."""
-    (series,), _ = find_series([folder], (1.0, 1.0))
+    (series,), _ = find_series([folder])
     written = write_segs(segmenter, Maker.of(segmenter, kind), series, out)
     return [highdicom.seg.segread(path) for path in written.files]
 
@@ -143,7 +144,7 @@ def test_structures_have_their_codes_and_an_unknown_one_its_own(segmenter, tmp_p
 
 def test_label_values_that_are_no_row_of_numbers_are_segments_in_order(segmenter, tmp_path):
     write_series(tmp_path / "in", IMAGES[:1])
-    (series,), _ = find_series([tmp_path / "in"], (1.0, 1.0))
+    (series,), _ = find_series([tmp_path / "in"])
     scheme = LabelScheme(("background", "RV", "MYO", "fat"), (0, 40, 7, 200))
     maker = Maker("odd", "0" * 16, scheme, {})
     seg = make_seg(maker, Sources(series.files[0]), series.read(0).planes, scheme.decode(BEAT[0]))
@@ -191,7 +192,7 @@ def test_a_header_that_no_seg_can_be_made_of_is_one_line_without_its_values(segm
 
 def test_frames_are_segmented_one_by_one_in_the_type_of_a_frame_graph(segmenter, tmp_path, monkeypatch):
     write_series(tmp_path / "in", IMAGES[:1])
-    (series,), _ = find_series([tmp_path / "in"], (1.0, 1.0))
+    (series,), _ = find_series([tmp_path / "in"])
     moment = series.read(0)
     asked = []
     segment = segmenter.segment
@@ -215,7 +216,7 @@ def test_a_bad_frame_is_left_empty_and_said_and_only_bad_frames_are_an_error(seg
     blank = IMAGES.copy()
     blank[0, 1] = 7
     write_series(tmp_path / "in", blank)
-    (series,), _ = find_series([tmp_path / "in"], (1.0, 1.0))
+    (series,), _ = find_series([tmp_path / "in"])
     written = write_segs(segmenter, Maker.of(segmenter), series, tmp_path / "out")
     assert len(written.notes) == 1
     assert "1 of 3 frames are left without labels: the image is constant" in written.notes[0]
@@ -228,7 +229,7 @@ def test_a_bad_frame_is_left_empty_and_said_and_only_bad_frames_are_an_error(seg
 
 def test_a_writing_process_makes_the_same_files_and_its_end_loses_none(segmenter, tmp_path):
     write_series(tmp_path / "in", np.repeat(IMAGES, 3, axis=0))
-    (series,), _ = find_series([tmp_path / "in"], (1.0, 1.0))
+    (series,), _ = find_series([tmp_path / "in"])
     writer, seen = SegWriter(), []
     try:
         for name in ("here", "beside", "killed"):
@@ -251,7 +252,7 @@ def test_a_writing_process_makes_the_same_files_and_its_end_loses_none(segmenter
             data = pydicom.dcmread(path)
             del data.StudyInstanceUID
             data.save_as(path)
-        (series,), _ = find_series([tmp_path / "in"], (1.0, 1.0))
+        (series,), _ = find_series([tmp_path / "in"])
         with pytest.raises(EdgesegError, match="says no series and study"):
             write_segs(segmenter, Maker.of(segmenter), series, tmp_path / "none", writer)
         assert not list(tmp_path.glob("none/*"))
@@ -284,7 +285,8 @@ def test_predict_writes_the_segs_of_every_series_and_names_none_by_a_person(bund
     assert [(c["frames"], bool(c["error"])) for c in document["cases"]] == [(6, False), (0, True), (2, False)]
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert [n[:10] + n[16:] for n in names] == ["series004__phase01.dcm", "series004__phase02.dcm", "series008_.dcm"]
-    assert "says no pixel size: 1.6 x 1.71429 mm assumed" in " ".join(document["notes"])  # 48 mm over 30 and 28 pixels
+    assumed = open_data(f"video:{tmp_path / 'in' / 'loop'}").refs[0].load().spacing  # as in training
+    assert f"says no pixel size: {assumed[0]:g} x {assumed[1]:g} mm assumed" in " ".join(document["notes"])
     for word in (PERSON, ID):
         assert word not in done.output + " ".join(names)
 
