@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cfenv>
 #include <cstring>
+#include <openvino/core/preprocess/pre_post_process.hpp>
 #include <openvino/openvino.hpp>
 #include <openvino/runtime/intel_cpu/properties.hpp>
 
@@ -31,6 +32,20 @@ ov::AnyMap settings(int threads) {  // those of edgeseg/runtime/openvino_backend
             ov::inference_num_threads(threads), ov::intel_cpu::denormals_optimization(true)};
 }
 
+// States in the layout in which the convolutions work, channels together: nothing is turned round on the way in and out.
+std::shared_ptr<ov::Model> states_channels_last(const std::shared_ptr<ov::Model> &model) {
+    ov::preprocess::PrePostProcessor process(model);
+    for (size_t i = 1; i < model->inputs().size(); i++) {
+        process.input(i).model().set_layout("NCHW");
+        process.input(i).tensor().set_layout("NHWC");
+    }
+    for (size_t i = 1; i < model->outputs().size(); i++) {
+        process.output(i).model().set_layout("NCHW");
+        process.output(i).tensor().set_layout("NHWC");
+    }
+    return process.build();
+}
+
 int32_t type_of(const ov::element::Type &type) {
     if (type == ov::element::u8) return EDGESEG_UINT8;
     if (type == ov::element::i16) return EDGESEG_INT16;
@@ -52,7 +67,9 @@ struct Network::Impl {
         const FloatState host;
         std::fesetenv(FE_DFL_ENV);
         ov::Core core;
-        auto model = core.compile_model(core.read_model(xml.string()), "CPU", settings(threads));
+        auto graph = core.read_model(xml.string());
+        if (recurrent) graph = states_channels_last(graph);
+        auto model = core.compile_model(graph, "CPU", settings(threads));
         std::fegetenv(&state);
         check(model, recurrent);
         // two that take turns: what one writes as its next states the other reads as its states, nothing is copied
