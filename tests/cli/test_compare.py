@@ -18,6 +18,7 @@ from edgeseg.distill.run import Run
 from edgeseg.errors import EdgesegError
 from edgeseg.measure.evaluate import evaluate
 from edgeseg.measure.significance import holm, sign_flip_p
+from edgeseg.report.compare import seedless
 
 app = typer.Typer()
 app.command()(compare)
@@ -137,6 +138,13 @@ def test_patients_of_a_mixture_and_of_a_final_run_s_dev_are_known_to_have_traine
     assert replace(run, recipe=run.recipe | {"final": True}).trained_on() == {*splits["train"], *splits["dev"]}
     mixed = replace(run, data=run.data | {"name": "acdc+mnms", "splits": {"train": ["acdc_patient001", "mnms_A1"]}})
     assert {"patient001", "A1"} <= mixed.trained_on()
+
+
+def test_seeds_that_began_with_a_run_of_their_own_each_are_one_arm(runs):
+    run = Run.open(runs[0])
+    begun = [replace(run, recipe=run.recipe | {"seed": k, "pretrained": f"base-s{k}"}) for k in (0, 1)]
+    other = replace(run, recipe=run.recipe | {"pretrained": "wide-s0"})
+    assert seedless(begun[0]) == seedless(begun[1]) != seedless(other)
 
 
 def test_page_and_picture_say_what_the_terminal_said_and_name_no_patient(found, runs):
