@@ -62,7 +62,7 @@ def at_border(classes: torch.Tensor) -> torch.Tensor:
 
 
 def of_neighbours(op: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """`op` over each pixel of [B, h, w] and its eight neighbours. (A max-pooling takes eight times as long.)"""
+    """`op` over each pixel of [B, h, w] and its eight neighbours. (A max-pooling takes several times as long.)"""
     for dim in (1, 2):
         n = x.shape[dim]
         after = torch.cat([x.narrow(dim, 1, n - 1), x.narrow(dim, n - 1, 1)], dim)
