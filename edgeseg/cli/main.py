@@ -1,6 +1,7 @@
 """The `edgeseg` command: a thin file per command, errors as one line."""
 
 import errno
+import io
 import signal
 import sys
 from typing import Annotated
@@ -70,6 +71,8 @@ app.add_typer(bundle.app, name="bundle")
 
 def main() -> None:
     """Run the command line; bad input ends in one line and exit code 2, a missed gate in 3."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # through a pipe (`| tee log`) progress is seen as it is made too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: temporary folders, which hold images, go
     try:
         app()

@@ -1,6 +1,7 @@
 """Distillation end to end on small real files: determinism, resuming, teachers of every kind, refusals."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -96,7 +97,8 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(hearts, tmp_path):
     (tmp_path / "r.toml").write_text(recipe.to_toml())
     command = [sys.executable, "-m", "edgeseg", "distill", "--recipe", str(tmp_path / "r.toml")]
     cut = tmp_path / "cut"
-    process = subprocess.Popen([*command, "--out", str(cut)], stdout=subprocess.PIPE, text=True)
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}  # progress is seen all the same
+    process = subprocess.Popen([*command, "--out", str(cut)], stdout=subprocess.PIPE, text=True, env=buffered)
     for line in process.stdout:  # the line is printed just before the checkpoint of that epoch is written
         if line.startswith("epoch   2/4"):
             break
