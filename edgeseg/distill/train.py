@@ -123,7 +123,10 @@ def open_folder(recipe: Recipe, out: Path, resume: bool) -> Recipe:
     if out.exists() and any(out.iterdir()):
         raise EdgesegError(f"{out}: already there; `--resume {out}` goes on with it, another --out starts anew")
     if recipe.pretrained:
-        Run.open(Path(recipe.pretrained))  # better known before a phantom's teacher is trained
+        family = Run.open(Path(recipe.pretrained)).spec["family"]  # better known before a phantom's teacher is trained
+        if family != recipe.student:
+            raise EdgesegError(f"pretrained {recipe.pretrained}: its student is of the family {family}, this one "
+                               f"{recipe.student}: both need the same network")
     out.mkdir(parents=True, exist_ok=True)
     recipe = replace(recipe, data=tuple(map(absolute, recipe.data)), teacher=absolute(recipe.teacher),
                      split_file=str(Path(recipe.split_file).resolve()) if recipe.split_file else "",

@@ -287,6 +287,7 @@ def test_an_interrupted_run_goes_on_without_the_one_that_it_began_with(labelled,
 @pytest.mark.parametrize(("changes", "why"), [
     ({"pretrained": "nowhere"}, "no such run"),
     ({"width_mult": 1.0}, "width_mult = 0.5, this one 1.0"),
+    ({"student": "dense", "width_mult": 1.0, "expansion": 4}, "family mobilenetv2, this one dense"),
 ])
 def test_a_run_that_does_not_fit_is_no_beginning(labelled, hearts, tmp_path, changes, why):
     with pytest.raises(EdgesegError, match=why):
