@@ -7,8 +7,6 @@ the two and it finds shallow dips as beats that this rule does not. The columns 
 """
 
 import csv
-import io
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import numpy as np
 from scipy.signal import find_peaks
 
 from edgeseg.errors import EdgesegError
-from edgeseg.files import write_text
 from edgeseg.measure.phases import Phases, bridge
 
 COLUMNS = ("Filename", "Frame", "Size", "HumanLarge", "HumanSmall", "ComputerSmall")
@@ -53,16 +50,6 @@ def size_rows(clip: ClipSizes) -> list[tuple[str, int, int, int, int, int]]:
     small = set(systoles(clip.sizes))
     return [(clip.filename, frame, int(np.nan_to_num(size)), int(frame in clip.truth.ed), int(frame in clip.truth.es),
              int(frame in small)) for frame, size in enumerate(clip.sizes)]
-
-
-def write_size_csv(path: Path, clips: Iterable[ClipSizes]) -> Path:
-    """The table of all clips, written beside `path` and then renamed."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for clip in clips:
-        writer.writerows(size_rows(clip))
-    return write_text(path, text.getvalue())
 
 
 def read_size_csv(path: Path) -> list[ClipSizes]:

@@ -80,7 +80,7 @@ def compiled(path: Path, precision: str, hint: str, streams: int,
 
 def states_channels_last(graph: Any) -> Any:
     """The step with states in the layout in which its convolutions work, channels together: nothing is turned round on
-    the way in and out, which is an eighth of a ConvLSTM's step and a third where two threads share a core."""
+    the way in and out, which is an eighth of a ConvLSTM's step."""
     from openvino import Layout
     from openvino.preprocess import PrePostProcessor
 

@@ -1,4 +1,5 @@
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from heart_curves import clip
 from scipy.signal import find_peaks
 
 from edgeseg.errors import EdgesegError
-from edgeseg.measure.beats import COLUMNS, ClipSizes, read_size_csv, size_rows, systoles, write_size_csv
+from edgeseg.measure.beats import COLUMNS, ClipSizes, read_size_csv, size_rows, systoles
 from edgeseg.measure.phases import Phases
 
 
@@ -47,6 +48,13 @@ def test_an_empty_mask_is_no_systole():
 @pytest.mark.parametrize("sizes", [np.full(60, 900), np.zeros(60), np.empty(0), np.full(60, np.nan), np.array([5])])
 def test_a_clip_that_does_not_beat_has_no_systole(sizes):
     assert systoles(sizes) == []
+
+
+def write_size_csv(path: Path, clips: list[ClipSizes]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(row for c in clips for row in size_rows(c))])
+    return path
 
 
 def test_the_table_has_echonets_columns_and_a_row_for_each_frame(tmp_path):
